@@ -1,0 +1,74 @@
+#pragma once
+// Files: whole reads with a bound, atomic writes, memory maps, hashes. RAII around every handle. Every failure is a UserError with the path
+// and strerror (a missing file, a full disk, no permission are the user's to mend).
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace hcsmoe {
+
+/// An open file descriptor.
+class File {
+ public:
+  static File open_read(const std::filesystem::path&);
+  static File create(const std::filesystem::path&);       // O_CREAT | O_TRUNC, read and write
+  static File open_append(const std::filesystem::path&);  // an existing file: read anywhere, write at its end
+  File(File&&) noexcept;
+  File& operator=(File&&) noexcept;
+  ~File();
+  int descriptor() const { return fd_; }
+  uint64_t size() const;
+  void read_at(uint64_t offset, std::span<std::byte> out) const;  // all of it: loops over short reads and EINTR; the file ending early is an error
+  void write(std::span<const std::byte> bytes);                   // at the current end; loops likewise
+  void sync() const;
+  void close();  // checked, unlike the destructor's
+
+ private:
+  File(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}
+  int fd_ = -1;
+  std::filesystem::path path_;
+};
+
+std::string read_file(const std::filesystem::path&, uint64_t max_bytes);
+/// Temporary name beside it, write, fsync, rename, fsync of the folder.
+void write_file_atomically(const std::filesystem::path&, std::string_view content);
+void sync_folder(const std::filesystem::path& folder);
+/// Creates the folder and its parents.
+void make_folder(const std::filesystem::path& folder);
+
+/// A whole file mapped read only (MAP_SHARED). An empty file maps to an empty span.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path&);
+  MappedFile(MappedFile&&) noexcept;
+  MappedFile& operator=(MappedFile&&) noexcept;
+  ~MappedFile();
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  void advise_need(uint64_t begin, uint64_t end) const;  // whole pages that the range touches
+  void advise_done(uint64_t begin, uint64_t end) const;  // whole pages inside the range
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+/// XXH3-128 of everything added, as 32 hex digits.
+class Hasher {
+ public:
+  Hasher();
+  ~Hasher();
+  Hasher(const Hasher&) = delete;
+  void add(std::span<const std::byte>);
+  void add(std::string_view);
+  std::string hex() const;
+
+ private:
+  void* state_;
+};
+uint64_t checksum64(std::span<const std::byte>);  // XXH3-64
+
+}  // namespace hcsmoe
