@@ -1,0 +1,104 @@
+#pragma once
+// The configuration: what the user asks for. Read from a YAML file, overridden by --set key.path=value, checked in full, and never changed
+// afterwards. docs/configuration.md describes every key.
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace hcsmoe {
+
+enum class AddBos { automatic, yes, no };
+enum class DeviceType { cpu, cuda };
+enum class ComputeDtype { automatic, float32, bfloat16 };
+
+enum class Feature { expert_output };
+enum class Metric { euclidean, cosine };
+enum class Linkage { single, complete, average, ward };
+/// How the experts of a cluster become one: weighted by how often the router chose them, all equal, or only the most used one.
+enum class Merge { frequency, average, dominant };
+/// How the K router rows are made of the members' rows.
+enum class RouterMerge { frequency, average, representative };
+enum class Reconstruction { none };
+
+/// Experts kept a layer: a count (integer in the file) or a share of the layer's experts (a number with a point, 0 < share <= 1).
+struct ExpertBudget {
+  int64_t count = 0;  // 0: use share
+  double share = 0;
+  /// The count for a layer of `experts` experts: count, or floor(share * experts + 0.5), at least 1.
+  int64_t resolve(int64_t experts) const;
+};
+
+/// What is done to a layer's experts. Part of plan.json, so that a plan can be replayed.
+struct Recipe {
+  std::string method = "hc-smoe";  // a name from plan_methods()
+  ExpertBudget experts;
+  Feature feature = Feature::expert_output;
+  Metric metric = Metric::euclidean;
+  Linkage linkage = Linkage::average;
+  Merge merge = Merge::frequency;
+  RouterMerge router = RouterMerge::frequency;
+  Reconstruction reconstruction = Reconstruction::none;
+};
+
+struct CalibrationConfig {
+  std::vector<std::filesystem::path> files;  // .jsonl[.gz], .txt[.gz], .npy
+  std::string text_key = "text";
+  int64_t sequences = 32;
+  int64_t length = 2048;  // tokens a sequence
+  uint64_t seed = 42;
+  AddBos add_bos = AddBos::automatic;
+};
+
+struct DeviceConfig {
+  DeviceType type = DeviceType::cpu;
+  ComputeDtype dtype = ComputeDtype::automatic;
+  int threads = 0;  // a rank; 0 = cores of the node / ranks on the node
+};
+
+struct EvaluationConfig {
+  std::vector<std::filesystem::path> perplexity;  // text files, as calibration.files
+  std::vector<std::filesystem::path> tasks;       // multiple-choice .jsonl
+  int64_t length = 0;                             // tokens a window; 0 = calibration.length
+};
+
+struct OutputConfig {
+  int64_t max_shard_bytes = 5'000'000'000;  // of a safetensors file, as in save_pretrained
+};
+
+struct Config {
+  std::filesystem::path source;  // the YAML file; relative paths are relative to its folder
+  std::filesystem::path model;   // required
+  std::filesystem::path output;  // required by run and apply
+  std::filesystem::path work;    // default OUTPUT.work
+  CalibrationConfig calibration;
+  Recipe compression;
+  DeviceConfig device;
+  EvaluationConfig evaluation;
+  OutputConfig output_files;     // key `output_shard_size`
+};
+
+enum class Command { run, inspect, collect, plan, apply, evaluate };
+
+/// Reads and checks a configuration for a command (each command requires other keys).
+/// overrides: "key.path=value" strings of --set, in order. Every error is a UserError with file, line, key, allowed values, nearest key.
+Config read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides, Command command);
+
+// Names as in the YAML file and in plan.json; parse_* throw UserError that lists the allowed names.
+std::string to_string(Feature);
+std::string to_string(Metric);
+std::string to_string(Linkage);
+std::string to_string(Merge);
+std::string to_string(RouterMerge);
+std::string to_string(Reconstruction);
+std::string to_string(ComputeDtype);
+std::string to_string(Command);
+Feature parse_feature(const std::string&);
+Metric parse_metric(const std::string&);
+Linkage parse_linkage(const std::string&);
+Merge parse_merge(const std::string&);
+RouterMerge parse_router_merge(const std::string&);
+Reconstruction parse_reconstruction(const std::string&);
+
+}  // namespace hcsmoe

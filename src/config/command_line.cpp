@@ -1,0 +1,101 @@
+#include "config/command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "config/names.h"
+#include "hcsmoe/error.h"
+
+namespace hcsmoe {
+namespace {
+
+constexpr const char* usage = "usage: hcsmoe_dist [COMMAND] config.yaml [--set key.path=value ...]   (hcsmoe_dist --help says more)";
+
+constexpr const char* help = R"(hcsmoe_dist makes a trained Mixture-of-Experts checkpoint smaller, without retraining.
+
+usage: hcsmoe_dist [COMMAND] config.yaml [--set key.path=value ...]
+
+Commands, each with an example:
+  run       everything: statistics, plan, merging, output folder (the default)
+              mpirun -np 8 hcsmoe_dist config.yaml
+  inspect   what a run would do: family, layers, experts, sizes, memory and disk needed; runs no model
+              hcsmoe_dist inspect config.yaml
+  collect   only the statistics, into the work folder
+              mpirun -np 8 hcsmoe_dist collect config.yaml
+  plan      only the plan, from statistics that were collected: another number of experts takes no time
+              hcsmoe_dist plan config.yaml --set compression.experts=24 --set compression.linkage=ward
+  apply     the output folder from a plan
+              mpirun -np 8 hcsmoe_dist apply config.yaml --plan edited-plan.json
+  evaluate  perplexity of the checkpoint that 'model' names
+              mpirun -np 8 hcsmoe_dist evaluate config.yaml --set model=/models/smaller
+
+Options:
+  --set key.path=value   sets or overrides a key of the configuration; may be given several times
+                         (lists: --set 'calibration.files=[a.txt, b.txt]'; paths are relative to the current folder)
+  --plan FILE            apply: the plan to apply; without it, the work folder's plan.json
+  --version              prints the version
+  -h, --help             prints this
+
+Exit codes: 0 done, 2 something to mend in the configuration or the files, 1 any other failure.
+docs/configuration.md describes every key.
+)";
+
+bool is_command(const std::string& word) {
+  try {
+    parse_command(word);
+    return true;
+  } catch (const UserError&) {
+    return false;
+  }
+}
+
+UserError mistake(const std::string& what) { return UserError(what + "\n" + usage); }
+
+}  // namespace
+
+bool speaks_before_mpi() {
+  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) {
+    if (const char* rank = std::getenv(variable)) return std::string(rank) == "0";
+  }
+  return true;
+}
+
+bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLine& line) {
+  std::vector<std::string> words;
+  std::string plan;
+  CLI::App app;
+  app.formatter_fn([](const CLI::App*, std::string, CLI::AppFormatMode) { return std::string(help); });
+  app.set_version_flag("--version", "hcsmoe_dist " HCSMOE_VERSION);
+  app.add_option("words", words, "[COMMAND] config.yaml");
+  app.add_option("--set", line.overrides, "key.path=value")->allow_extra_args(false);
+  app.add_option("--plan", plan, "FILE");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {  // help or version
+    if (speaks) app.exit(asked);
+    return false;
+  } catch (const CLI::ParseError& error) {
+    throw mistake(error.what());
+  }
+
+  if (words.size() > 2) throw mistake("too many arguments: '" + words[2] + "'");
+  if (words.size() == 2) {
+    try {
+      line.command = parse_command(words[0]);
+    } catch (const UserError& error) {
+      throw mistake("command " + std::string(error.what()));
+    }
+  }
+  if (words.empty()) throw mistake("no configuration file given");
+  line.config = words.back();
+  if (words.size() == 1 && is_command(words[0]) && !std::filesystem::exists(line.config)) {
+    throw mistake("the command '" + words[0] + "' needs a configuration file");
+  }
+  if (!plan.empty() && line.command != Command::apply) throw mistake("--plan belongs to the command 'apply'");
+  line.plan = plan;
+  return true;
+}
+
+}  // namespace hcsmoe

@@ -1,0 +1,255 @@
+#include "hcsmoe/config.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+#include "config/names.h"
+#include "config/section.h"
+#include "support/files.h"
+
+namespace hcsmoe {
+namespace {
+
+constexpr uint64_t max_file_bytes = 1'000'000;
+constexpr int64_t max_sequences = int64_t{1} << 31;
+constexpr int64_t max_length = int64_t{1} << 24;
+constexpr int64_t max_tokens = int64_t{1} << 40;
+constexpr int64_t max_experts = 65536;
+constexpr int64_t max_threads = 4096;
+
+/// Every key there is. docs/configuration.md describes them.
+const std::vector<SectionKeys>& known_keys() {
+  static const std::vector<SectionKeys> keys = {
+      {"", {"model", "output", "work", "output_shard_size", "calibration", "compression", "device", "evaluation"}},
+      {"calibration", {"files", "text_key", "sequences", "length", "seed", "add_bos"}},
+      {"compression", {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction"}},
+      {"device", {"type", "dtype", "threads"}},
+      {"evaluation", {"perplexity", "tasks", "length"}},
+  };
+  return keys;
+}
+
+bool is_one_of(Command command, std::initializer_list<Command> commands) {
+  return std::find(commands.begin(), commands.end(), command) != commands.end();
+}
+
+std::optional<double> parse_number(const std::string& text) {
+  double number = 0;
+  const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (failure != std::errc() || end != text.data() + text.size() || !std::isfinite(number)) return std::nullopt;
+  return number;
+}
+
+ExpertBudget read_experts(const Section& section) {
+  const YamlNode* value = section.find("experts");
+  if (!value) return {};
+  if (value->kind == YamlNode::Kind::scalar && !value->quoted) {
+    const std::string& text = value->text;
+    if (const auto count = parse_integer(text)) {
+      if (*count >= 1 && *count <= max_experts) return {*count, 0};
+    } else if (text.ends_with('%')) {
+      const auto percent = parse_number(text.substr(0, text.size() - 1));
+      if (percent && *percent > 0 && *percent <= 100) return {0, *percent / 100};
+    } else if (const auto share = parse_number(text)) {
+      if (*share > 0 && *share <= 1) return {0, *share};
+    }
+  }
+  throw section.error(*value, "experts",
+                      "expected a count from 1 to " + std::to_string(max_experts) +
+                          ", or a share above 0 and up to 1 written with a point, found " + value->found(),
+                      "30 keeps 30 experts a layer; 0.5 or 50% keeps half of them");
+}
+
+int64_t read_shard_size(const Section& section, int64_t default_value) {
+  const YamlNode* value = section.find("output_shard_size");
+  if (!value) return default_value;
+  if (value->kind == YamlNode::Kind::scalar) {
+    struct Unit {
+      const char* name;
+      double bytes;
+    };
+    constexpr Unit units[] = {{"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"KB", 1e3},
+                              {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12},    {"", 1}};
+    for (const auto& [name, bytes] : units) {
+      const std::string unit(name);
+      if (!value->text.ends_with(unit)) continue;
+      const auto number = parse_number(value->text.substr(0, value->text.size() - unit.size()));
+      if (number && *number * bytes >= 1e3 && *number * bytes <= 1e15) return static_cast<int64_t>(*number * bytes);
+      break;
+    }
+  }
+  throw section.error(*value, "output_shard_size",
+                      "expected a size from 1KB to 1000TB (units KB, MB, GB, TB, KiB, MiB, GiB, TiB, or bytes), found " + value->found(),
+                      "as in 5GB");
+}
+
+void check_file(const Section& section, const std::string& key, const Section::Path& file, const std::vector<std::string>& endings) {
+  const std::string name = file.path.filename().string();
+  if (std::none_of(endings.begin(), endings.end(), [&](const std::string& ending) { return name.ends_with(ending); })) {
+    std::string allowed;
+    for (const std::string& ending : endings) allowed += (allowed.empty() ? "" : ", ") + ending;
+    throw section.error(*file.value, key, "the type of " + file.path.string() + " is not known; allowed: " + allowed);
+  }
+  std::error_code failure;
+  const auto status = std::filesystem::status(file.path, failure);
+  if (!std::filesystem::exists(status)) throw section.error(*file.value, key, "no file " + file.path.string());
+  if (std::filesystem::is_directory(status)) throw section.error(*file.value, key, file.path.string() + " is a folder; expected a file");
+}
+
+CalibrationConfig read_calibration(const YamlNode& root, bool needs_files) {
+  const Section section(root, "calibration");
+  CalibrationConfig config;
+  for (const Section::Path& file : section.paths("files")) {
+    if (needs_files) check_file(section, "files", file, {".jsonl", ".jsonl.gz", ".txt", ".txt.gz", ".npy"});
+    config.files.push_back(file.path);
+  }
+  const auto token_ids =
+      std::find_if(config.files.begin(), config.files.end(), [](const auto& file) { return file.extension() == ".npy"; });
+  if (token_ids != config.files.end() && config.files.size() > 1) {
+    throw section.error(*section.find("files"), "files", token_ids->string() + " holds token ids and must be the only file");
+  }
+  config.text_key = section.text("text_key", config.text_key);
+  config.sequences = section.integer("sequences", config.sequences, 1, max_sequences);
+  config.length = section.integer("length", config.length, 1, max_length);
+  if (config.sequences * config.length > max_tokens) {
+    const YamlNode* value = section.find("sequences") ? section.find("sequences") : section.find("length");
+    throw section.error(*value, "sequences",
+                        std::to_string(config.sequences) + " sequences of " + std::to_string(config.length) + " tokens are more than " +
+                            std::to_string(max_tokens) + " tokens",
+                        "a few hundred thousand tokens are plenty");
+  }
+  config.seed = section.unsigned_integer("seed", config.seed);
+  config.add_bos = section.choice("add_bos", config.add_bos, parse_add_bos);
+  return config;
+}
+
+Recipe read_compression(const YamlNode& root) {
+  const Section section(root, "compression");
+  Recipe recipe;
+  recipe.method = section.choice("method", recipe.method, parse_method);
+  recipe.experts = read_experts(section);
+  recipe.feature = section.choice("feature", recipe.feature, parse_feature);
+  recipe.metric = section.choice("metric", recipe.metric, parse_metric);
+  recipe.linkage = section.choice("linkage", recipe.linkage, parse_linkage);
+  recipe.merge = section.choice("merge", recipe.merge, parse_merge);
+  recipe.router = section.choice("router", recipe.router, parse_router_merge);
+  recipe.reconstruction = section.choice("reconstruction", recipe.reconstruction, parse_reconstruction);
+  return recipe;
+}
+
+DeviceConfig read_device(const YamlNode& root) {
+  const Section section(root, "device");
+  DeviceConfig config;
+  config.type = section.choice("type", config.type, parse_device_type);
+  config.dtype = section.choice("dtype", config.dtype, parse_compute_dtype);
+  config.threads = static_cast<int>(section.integer("threads", config.threads, 0, max_threads));
+  return config;
+}
+
+EvaluationConfig read_evaluation(const YamlNode& root, bool needs_files) {
+  const Section section(root, "evaluation");
+  EvaluationConfig config;
+  for (const Section::Path& file : section.paths("perplexity")) {
+    if (needs_files) check_file(section, "perplexity", file, {".jsonl", ".jsonl.gz", ".txt", ".txt.gz"});
+    config.perplexity.push_back(file.path);
+  }
+  for (const Section::Path& file : section.paths("tasks")) {
+    throw section.error(*file.value, "tasks", "multiple-choice tasks are not part of this version; allowed: an empty list",
+                        "measure with evaluation.perplexity");
+  }
+  config.length = section.integer("length", config.length, 0, max_length);
+  return config;
+}
+
+/// Whether `path` is `folder` or lies inside it, by name and through links as far as they exist.
+bool within(const std::filesystem::path& path, const std::filesystem::path& folder) {
+  std::error_code ignored;
+  const auto inner = std::filesystem::weakly_canonical(path, ignored), outer = std::filesystem::weakly_canonical(folder, ignored);
+  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
+
+void check_folders(const Config& config, const YamlNode& root) {
+  const Section top(root, "");
+  std::error_code failure;
+  const auto status = std::filesystem::status(config.model, failure);
+  if (!std::filesystem::is_directory(status)) {
+    throw top.error(*top.find("model"), "model",
+                    std::filesystem::exists(status) ? config.model.string() + " is not a folder" : "no folder " + config.model.string(),
+                    "give the Hugging Face folder that holds config.json and the *.safetensors files");
+  }
+  for (const auto& [key, folder] : {std::pair("output", config.output), std::pair("work", config.work)}) {
+    if (top.find(key) && within(folder, config.model)) {
+      throw top.error(*top.find(key), key, folder.string() + " lies inside the model's folder " + config.model.string(),
+                      "choose a folder outside it");
+    }
+  }
+  if (top.find("work") && !config.output.empty() && within(config.work, config.output)) {
+    throw top.error(*top.find("work"), "work", config.work.string() + " lies inside the output folder " + config.output.string(),
+                    "choose a folder outside it; null means OUTPUT.work");
+  }
+}
+
+/// That the keys without a default are there, as far as the command uses them.
+void check_required(const Config& config, const std::string& file, Command command) {
+  using enum Command;
+  const auto require = [&](bool given, const std::string& key, const std::string& hint) {
+    if (!given) throw UserError(file + ": the key '" + key + "' is missing; the command '" + to_string(command) + "' needs it", hint);
+  };
+  require(!config.model.empty(), "model", "add the Hugging Face folder, as in\n    model: /models/Qwen1.5-MoE-A2.7B");
+  if (is_one_of(command, {run, apply})) {
+    require(!config.output.empty(), "output", "add the folder to make, as in\n    output: /models/Qwen1.5-MoE-A2.7B-30e");
+  }
+  if (is_one_of(command, {collect, plan})) {
+    require(!config.work.empty(), "work", "add the folder for statistics and plans, or 'output': then the folder is OUTPUT.work");
+  }
+  if (is_one_of(command, {run, collect})) {
+    require(!config.calibration.files.empty(), "calibration.files", "add text files, as in\n    calibration:\n      files: [c4.jsonl.gz]");
+  }
+  if (is_one_of(command, {run, plan, inspect})) {
+    const bool given = config.compression.experts.count > 0 || config.compression.experts.share > 0;
+    require(given, "compression.experts", "add how many experts to keep a layer, as in\n    compression:\n      experts: 30");
+  }
+  if (command == evaluate) {
+    require(!config.evaluation.perplexity.empty(), "evaluation.perplexity",
+            "add text files, as in\n    evaluation:\n      perplexity: [wikitext.txt]");
+  }
+}
+
+}  // namespace
+
+int64_t ExpertBudget::resolve(int64_t experts) const {
+  if (count > 0) return count;
+  return std::max<int64_t>(1, static_cast<int64_t>(std::floor(share * static_cast<double>(experts) + 0.5)));
+}
+
+Config read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides, Command command) {
+  std::error_code failure;
+  const auto status = std::filesystem::status(file, failure);
+  if (!std::filesystem::exists(status)) throw UserError("no configuration file " + file.string());
+  if (std::filesystem::is_directory(status)) throw UserError(file.string() + " is a folder; expected a configuration file (YAML)");
+
+  const std::string name = file.string();
+  YamlNode root = parse_yaml(read_file(file, max_file_bytes), name, std::filesystem::absolute(file).parent_path());
+  check_keys(root, known_keys());
+  for (const std::string& override : overrides) apply_override(root, override, std::filesystem::current_path());
+  check_keys(root, known_keys());
+
+  const Section top(root, "");
+  Config config;
+  config.source = file;
+  config.model = top.path("model");
+  config.output = top.path("output");
+  config.work = top.path("work");
+  if (config.work.empty() && !config.output.empty()) config.work = config.output.string() + ".work";
+  config.output_files.max_shard_bytes = read_shard_size(top, config.output_files.max_shard_bytes);
+  config.calibration = read_calibration(root, is_one_of(command, {Command::run, Command::collect}));
+  config.compression = read_compression(root);
+  config.device = read_device(root);
+  config.evaluation = read_evaluation(root, is_one_of(command, {Command::run, Command::evaluate}));
+  check_required(config, name, command);
+  check_folders(config, root);
+  return config;
+}
+
+}  // namespace hcsmoe

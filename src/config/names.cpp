@@ -1,0 +1,85 @@
+#include "config/names.h"
+
+#include "hcsmoe/error.h"
+
+namespace hcsmoe {
+namespace {
+
+template <class T>
+struct Name {
+  T value;
+  const char* name;
+};
+
+// The names that this version knows, first the one that to_string gives. Values that have no name here are of later versions.
+constexpr Name<Feature> features[] = {{Feature::expert_output, "expert_output"}};
+constexpr Name<Metric> metrics[] = {{Metric::euclidean, "euclidean"}, {Metric::cosine, "cosine"}};
+constexpr Name<Linkage> linkages[] = {
+    {Linkage::single, "single"}, {Linkage::complete, "complete"}, {Linkage::average, "average"}, {Linkage::ward, "ward"}};
+constexpr Name<Merge> merges[] = {{Merge::frequency, "frequency"}, {Merge::average, "average"}, {Merge::dominant, "dominant"}};
+constexpr Name<RouterMerge> router_merges[] = {
+    {RouterMerge::frequency, "frequency"}, {RouterMerge::average, "average"}, {RouterMerge::representative, "representative"}};
+constexpr Name<Reconstruction> reconstructions[] = {{Reconstruction::none, "none"}};
+constexpr Name<ComputeDtype> compute_dtypes[] = {
+    {ComputeDtype::automatic, "auto"}, {ComputeDtype::float32, "float32"}, {ComputeDtype::bfloat16, "bfloat16"}};
+constexpr Name<Command> commands[] = {{Command::run, "run"},   {Command::inspect, "inspect"}, {Command::collect, "collect"},
+                                      {Command::plan, "plan"}, {Command::apply, "apply"},     {Command::evaluate, "evaluate"}};
+constexpr Name<AddBos> add_bos_names[] = {
+    {AddBos::automatic, "auto"}, {AddBos::yes, "true"}, {AddBos::no, "false"}, {AddBos::yes, "yes"}, {AddBos::no, "no"}};
+constexpr Name<DeviceType> device_types[] = {{DeviceType::cpu, "cpu"}};
+constexpr const char* methods[] = {"hc-smoe"};
+
+[[noreturn]] void refuse(const std::string& text, const std::string& allowed) {
+  throw UserError("'" + text + "' is not allowed; allowed: " + allowed);
+}
+
+template <class T, size_t N>
+T parse(const Name<T> (&names)[N], const std::string& text) {
+  std::string allowed;
+  for (const auto& [value, name] : names) {
+    if (text == name) return value;
+    allowed += (allowed.empty() ? "" : ", ") + std::string(name);
+  }
+  refuse(text, allowed);
+}
+
+template <class T, size_t N>
+std::string name_of(const Name<T> (&names)[N], T wanted) {
+  for (const auto& [value, name] : names) {
+    if (value == wanted) return name;
+  }
+  throw Error("a configuration value has no name");
+}
+
+}  // namespace
+
+std::string to_string(Feature value) { return name_of(features, value); }
+std::string to_string(Metric value) { return name_of(metrics, value); }
+std::string to_string(Linkage value) { return name_of(linkages, value); }
+std::string to_string(Merge value) { return name_of(merges, value); }
+std::string to_string(RouterMerge value) { return name_of(router_merges, value); }
+std::string to_string(Reconstruction value) { return name_of(reconstructions, value); }
+std::string to_string(ComputeDtype value) { return name_of(compute_dtypes, value); }
+std::string to_string(Command value) { return name_of(commands, value); }
+
+Feature parse_feature(const std::string& text) { return parse(features, text); }
+Metric parse_metric(const std::string& text) { return parse(metrics, text); }
+Linkage parse_linkage(const std::string& text) { return parse(linkages, text); }
+Merge parse_merge(const std::string& text) { return parse(merges, text); }
+RouterMerge parse_router_merge(const std::string& text) { return parse(router_merges, text); }
+Reconstruction parse_reconstruction(const std::string& text) { return parse(reconstructions, text); }
+Command parse_command(const std::string& text) { return parse(commands, text); }
+AddBos parse_add_bos(const std::string& text) { return parse(add_bos_names, text); }
+DeviceType parse_device_type(const std::string& text) { return parse(device_types, text); }
+ComputeDtype parse_compute_dtype(const std::string& text) { return parse(compute_dtypes, text); }
+
+std::string parse_method(const std::string& text) {
+  std::string allowed;
+  for (const char* name : methods) {
+    if (text == name) return text;
+    allowed += (allowed.empty() ? "" : ", ") + std::string(name);
+  }
+  refuse(text, allowed);
+}
+
+}  // namespace hcsmoe

@@ -1,0 +1,106 @@
+// What the user types: commands, options, and what ends the program at once.
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "config/command_line.h"
+#include "hcsmoe/error.h"
+
+using namespace hcsmoe;
+
+namespace {
+
+struct Outcome {
+  bool go_on = false;
+  CommandLine line;
+  std::string mistake, out;
+};
+
+Outcome read(std::vector<const char*> arguments, bool speaks = true) {
+  arguments.insert(arguments.begin(), "hcsmoe_dist");
+  Outcome outcome;
+  testing::internal::CaptureStdout();
+  try {
+    outcome.go_on = read_command_line(static_cast<int>(arguments.size()), arguments.data(), speaks, outcome.line);
+  } catch (const UserError& error) {
+    outcome.mistake = error.what();
+  }
+  outcome.out = testing::internal::GetCapturedStdout();
+  return outcome;
+}
+
+void expect_refused(const std::vector<const char*>& arguments, const std::string& part) {
+  const Outcome outcome = read(arguments);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_NE(outcome.mistake.find(part), std::string::npos) << outcome.mistake;
+  EXPECT_NE(outcome.mistake.find("usage: hcsmoe_dist"), std::string::npos) << outcome.mistake;
+}
+
+}  // namespace
+
+TEST(CommandLineTest, RunIsTheDefault) {
+  const Outcome outcome = read({"config.yaml"});
+  EXPECT_TRUE(outcome.go_on) << outcome.mistake;
+  EXPECT_EQ(outcome.line.command, Command::run);
+  EXPECT_EQ(outcome.line.config, "config.yaml");
+  EXPECT_TRUE(outcome.line.overrides.empty());
+}
+
+TEST(CommandLineTest, EveryCommand) {
+  using enum Command;
+  for (const Command command : {run, inspect, collect, plan, apply, evaluate}) {
+    const std::string name = to_string(command);
+    const Outcome outcome = read({name.c_str(), "config.yaml"});
+    EXPECT_TRUE(outcome.go_on) << outcome.mistake;
+    EXPECT_EQ(outcome.line.command, command);
+  }
+}
+
+TEST(CommandLineTest, OptionsStandAnywhere) {
+  const Outcome outcome =
+      read({"--set", "calibration.files=[a.txt, b.txt]", "apply", "--plan", "p.json", "config.yaml", "--set=a.b=[c]", "--set", "d=-1"});
+  EXPECT_TRUE(outcome.go_on) << outcome.mistake;
+  EXPECT_EQ(outcome.line.command, Command::apply);
+  EXPECT_EQ(outcome.line.config, "config.yaml");
+  EXPECT_EQ(outcome.line.plan, "p.json");
+  EXPECT_EQ(outcome.line.overrides, (std::vector<std::string>{"calibration.files=[a.txt, b.txt]", "a.b=[c]", "d=-1"}));
+}
+
+TEST(CommandLineTest, HelpAndVersion) {
+  for (const char* flag : {"--help", "-h"}) {
+    const Outcome help = read({flag});
+    EXPECT_FALSE(help.go_on);
+    EXPECT_EQ(help.mistake, "");
+    for (const char* part : {"run ", "inspect ", "collect ", "plan ", "apply ", "evaluate ", "--set", "--plan", "mpirun -np 8"}) {
+      EXPECT_NE(help.out.find(part), std::string::npos) << part;
+    }
+  }
+  const Outcome version = read({"--version"});
+  EXPECT_FALSE(version.go_on);
+  EXPECT_EQ(version.out, "hcsmoe_dist 0.1.0\n");
+  EXPECT_EQ(read({"--help"}, false).out, "");
+}
+
+TEST(CommandLineTest, Mistakes) {
+  expect_refused({}, "no configuration file");
+  expect_refused({"plan"}, "the command 'plan' needs a configuration file");
+  expect_refused({"pln", "config.yaml"}, "command 'pln' is not allowed; allowed: run, inspect, collect, plan, apply, evaluate");
+  expect_refused({"plan", "config.yaml", "more"}, "too many arguments: 'more'");
+  expect_refused({"config.yaml", "--fast"}, "--fast");
+  expect_refused({"config.yaml", "--set"}, "--set");
+  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the command 'apply'");
+}
+
+TEST(CommandLineTest, OneRankSpeaks) {
+  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) unsetenv(variable);
+  EXPECT_TRUE(speaks_before_mpi());
+  setenv("PMI_RANK", "0", 1);
+  EXPECT_TRUE(speaks_before_mpi());
+  setenv("PMI_RANK", "3", 1);
+  EXPECT_FALSE(speaks_before_mpi());
+  setenv("OMPI_COMM_WORLD_RANK", "0", 1);  // mpirun inside a Slurm job: its own number counts
+  EXPECT_TRUE(speaks_before_mpi());
+  unsetenv("OMPI_COMM_WORLD_RANK");
+  unsetenv("PMI_RANK");
+}
