@@ -1,0 +1,58 @@
+#pragma once
+// The ranks of a run: MPI processes, each with a share of a node's cores or one GPU. Described once, by one object that is passed, never
+// global. A group of one rank returns early from every collective.
+//
+// Collectives carry int64 (order-free sums) and bytes. What each rank holds before and after, on 3 ranks:
+//   all_reduce_sum   [1 2] [3 4] [5 6]   ->  [9 12] [9 12] [9 12]
+//   reduce_sum(0)    [1 2] [3 4] [5 6]   ->  [9 12]  undefined  undefined
+//   broadcast(1)     "a"   "b"   ""      ->  "b"    "b"    "b"
+//   gather(0)        "a"   "b"   ""      ->  {"a","b",""}  {}  {}
+
+#include <mpi.h>
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "hcsmoe/error.h"
+
+namespace hcsmoe {
+
+class Ranks {
+ public:
+  /// Of an initialised MPI communicator, which is duplicated. Collective.
+  explicit Ranks(MPI_Comm parent);
+  ~Ranks();
+  Ranks(const Ranks&) = delete;
+  Ranks& operator=(const Ranks&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  int local_rank() const { return local_rank_; }  // among the ranks of this node
+  int local_size() const { return local_size_; }
+  bool is_root() const { return rank_ == 0; }
+  /// Layers and output files are dealt round-robin.
+  int owner_of(int64_t index) const { return static_cast<int>(index % size_); }
+
+  void all_reduce_sum(std::span<int64_t> values) const;
+  void reduce_sum(std::span<int64_t> values, int root) const;
+  int64_t all_reduce_max(int64_t value) const;
+  void broadcast(std::string& bytes, int root) const;
+  std::vector<std::string> gather(const std::string& bytes, int root) const;
+  void barrier() const;
+
+  /// Runs `work` on rank 0 only. If it throws, every rank throws a CollectiveError with its message and exit code, so that all ranks
+  /// leave together and rank 0 alone prints. Collective.
+  void on_root(const std::function<void()>& work) const;
+  /// Runs `work` on every rank; if any throws, all throw the error of the lowest rank that did (its text says which rank, if not 0).
+  void on_all(const std::function<void()>& work) const;
+
+ private:
+  [[noreturn]] void throw_together(int from, std::string message, ExitCode code) const;  // of rank `from`
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
+};
+
+}  // namespace hcsmoe
