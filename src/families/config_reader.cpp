@@ -1,0 +1,153 @@
+#include "families/config_reader.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "hcsmoe/error.h"
+
+namespace hcsmoe {
+namespace {
+
+constexpr int64_t largest_size = int64_t{1} << 24;  // of a dimension; the largest published ones are below 2^20
+
+Rope read_rope(const ConfigReader& config) {
+  Rope rope;
+  rope.theta = config.number("rope_theta", 1, 1e12, 10000);
+  std::string where;
+  if (config.has("rope_parameters")) {
+    where = "rope_parameters";
+  } else if (config.has("rope_scaling")) {
+    where = "rope_scaling";
+  } else {
+    return rope;
+  }
+  const auto& value = config.value(where);
+  if (!value.is_object()) throw UserError("config.json: key '" + where + "' is " + value.dump().substr(0, 80) + ", expected a mapping");
+  const ConfigReader scaling(value, where + ".");
+  rope.theta = scaling.number("rope_theta", 1, 1e12, rope.theta);
+  const std::string type = scaling.text("rope_type", scaling.text("type", "default"));
+  const int64_t positions = config.integer("max_position_embeddings", 1, int64_t{1} << 40, 2048);
+  if (type == "default") return rope;
+  rope.factor = scaling.number("factor", 1, 1e6, 1);
+  if (type == "linear") {
+    rope.scaling = Rope::Scaling::linear;
+  } else if (type == "dynamic") {
+    rope.scaling = Rope::Scaling::dynamic;
+    rope.original_max_positions = positions;
+  } else if (type == "yarn") {
+    rope.scaling = Rope::Scaling::yarn;
+    rope.original_max_positions = scaling.integer("original_max_position_embeddings", 1, int64_t{1} << 40, positions);
+    rope.beta_fast = scaling.number("beta_fast", 1e-3, 1e6, 32);
+    rope.beta_slow = scaling.number("beta_slow", 1e-3, 1e6, 1);
+    rope.truncate = scaling.boolean("truncate", true);
+    const auto magnitude = [&](double scale) { return rope.factor <= 1 ? 1.0 : 0.1 * scale * std::log(rope.factor) + 1.0; };
+    const double mscale = scaling.number("mscale", 0, 1e3, 0), mscale_all = scaling.number("mscale_all_dim", 0, 1e3, 0);
+    const double inferred = mscale != 0 && mscale_all != 0 ? magnitude(mscale) / magnitude(mscale_all) : magnitude(1);
+    rope.attention_factor = scaling.number("attention_factor", 1e-3, 1e3, inferred);
+  } else {
+    throw UserError("config.json: " + where + " of type '" + type + "' is not supported",
+                    "supported types: default, linear, dynamic, yarn");
+  }
+  return rope;
+}
+
+}  // namespace
+
+void ConfigReader::wrong(const std::string& key, const std::string& expected) const {
+  throw UserError("config.json: key '" + prefix_ + key + "' is " + config_.at(key).dump().substr(0, 80) + ", expected " + expected);
+}
+
+bool ConfigReader::has(const std::string& key) const {
+  const auto it = config_.find(key);
+  return it != config_.end() && !it->is_null();
+}
+
+const nlohmann::ordered_json& ConfigReader::value(const std::string& key) const {
+  if (!has(key)) throw UserError("config.json: key '" + prefix_ + key + "' is missing");
+  return config_.at(key);
+}
+
+int64_t ConfigReader::integer(const std::string& key, int64_t smallest, int64_t largest) const {
+  const auto& found = value(key);
+  const std::string expected = "a whole number from " + std::to_string(smallest) + " to " + std::to_string(largest);
+  if (!found.is_number_integer()) wrong(key, expected);
+  if (found.is_number_unsigned() && found.get<uint64_t>() > static_cast<uint64_t>(largest)) wrong(key, expected);
+  const auto number = found.get<int64_t>();
+  if (number < smallest || number > largest) wrong(key, expected);
+  return number;
+}
+
+int64_t ConfigReader::integer(const std::string& key, int64_t smallest, int64_t largest, int64_t if_missing) const {
+  return has(key) ? integer(key, smallest, largest) : if_missing;
+}
+
+double ConfigReader::number(const std::string& key, double smallest, double largest, double if_missing) const {
+  if (!has(key)) return if_missing;
+  const auto& found = value(key);
+  if (!found.is_number()) wrong(key, "a number");
+  const auto result = found.get<double>();
+  if (!(result >= smallest && result <= largest)) {
+    wrong(key, "a number from " + std::to_string(smallest) + " to " + std::to_string(largest));
+  }
+  return result;
+}
+
+bool ConfigReader::boolean(const std::string& key, bool if_missing) const {
+  if (!has(key)) return if_missing;
+  const auto& found = value(key);
+  if (!found.is_boolean()) wrong(key, "true or false");
+  return found.get<bool>();
+}
+
+std::string ConfigReader::text(const std::string& key, const std::string& if_missing) const {
+  if (!has(key)) return if_missing;
+  const auto& found = value(key);
+  if (!found.is_string()) wrong(key, "a string");
+  return found.get<std::string>();
+}
+
+void ConfigReader::require_text(const std::string& key, const std::string& only, const std::string& why) const {
+  const std::string found = text(key, only);
+  if (found != only) throw UserError("config.json: " + key + " '" + found + "' is not supported, only '" + only + "'", why);
+}
+
+ModelDescription describe_decoder(const ConfigReader& config, const std::string& family) {
+  ModelDescription model;
+  model.family = family;
+  model.hidden_size = config.integer("hidden_size", 1, largest_size);
+  model.layers = config.integer("num_hidden_layers", 1, 10000);
+  model.vocabulary = config.integer("vocab_size", 1, largest_size);
+  model.heads = config.integer("num_attention_heads", 1, 65536);
+  model.key_value_heads = config.integer("num_key_value_heads", 1, 65536, model.heads);
+  if (model.heads % model.key_value_heads != 0) {
+    throw UserError("config.json: num_attention_heads " + std::to_string(model.heads) + " is not a multiple of num_key_value_heads " +
+                    std::to_string(model.key_value_heads));
+  }
+  model.head_size = config.integer("head_dim", 2, 65536, model.hidden_size / model.heads);
+  if (model.head_size < 2 || model.head_size % 2 != 0) {
+    throw UserError("config.json: the head size " + std::to_string(model.head_size) + " must be even, for rotary position embedding");
+  }
+  model.norm_epsilon = config.number("rms_norm_eps", 0, 1, 1e-6);
+  model.tied_embeddings = config.boolean("tie_word_embeddings", false);
+  model.max_positions = config.integer("max_position_embeddings", 1, int64_t{1} << 40, 2048);
+  model.rope = read_rope(config);
+  config.require_text("hidden_act", "silu", "experts with another activation compute something else");
+
+  const std::string layer = "model.layers.{layer}.";
+  TensorNames& names = model.names;
+  names.embedding = "model.embed_tokens.weight";
+  names.final_norm = "model.norm.weight";
+  names.output = model.tied_embeddings ? names.embedding : "lm_head.weight";
+  names.input_norm = layer + "input_layernorm.weight";
+  names.attention_norm = layer + "post_attention_layernorm.weight";
+  names.query = layer + "self_attn.q_proj.weight";
+  names.key = layer + "self_attn.k_proj.weight";
+  names.value = layer + "self_attn.v_proj.weight";
+  names.attention_output = layer + "self_attn.o_proj.weight";
+
+  model.layer.resize(static_cast<size_t>(model.layers));
+  for (int64_t l = 0; l < model.layers; ++l) model.layer[static_cast<size_t>(l)].index = l;
+  return model;
+}
+
+}  // namespace hcsmoe

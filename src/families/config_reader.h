@@ -1,0 +1,38 @@
+#pragma once
+// Keys of a config.json, checked: each error names the key, what was found and what is allowed.
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+
+#include "hcsmoe/families.h"
+
+namespace hcsmoe {
+
+class ConfigReader {
+ public:
+  /// prefix: of keys in messages, for a nested mapping ("rope_scaling.").
+  explicit ConfigReader(const nlohmann::ordered_json& config, std::string prefix = "") : config_(config), prefix_(std::move(prefix)) {}
+
+  bool has(const std::string& key) const;  // there and not null
+  int64_t integer(const std::string& key, int64_t smallest, int64_t largest) const;
+  int64_t integer(const std::string& key, int64_t smallest, int64_t largest, int64_t if_missing) const;
+  double number(const std::string& key, double smallest, double largest, double if_missing) const;
+  bool boolean(const std::string& key, bool if_missing) const;
+  std::string text(const std::string& key, const std::string& if_missing) const;
+  const nlohmann::ordered_json& value(const std::string& key) const;  // UserError if it is not there
+  /// UserError unless the key is missing or has this value.
+  void require_text(const std::string& key, const std::string& only, const std::string& why) const;
+
+ private:
+  [[noreturn]] void wrong(const std::string& key, const std::string& expected) const;
+  const nlohmann::ordered_json& config_;
+  std::string prefix_;
+};
+
+/// What every family here shares: sizes, attention heads, norm, embeddings and rotary position embedding (rope_theta and rope_scaling, or
+/// rope_parameters as newer transformers versions write them). Names follow the Llama layout: "model.layers.{layer}.self_attn.q_proj.weight".
+ModelDescription describe_decoder(const ConfigReader& config, const std::string& family);
+
+}  // namespace hcsmoe
