@@ -1,0 +1,43 @@
+#pragma once
+// Matrix products in blocks of a fixed number of rows, and the loop over tasks that they run in.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+
+namespace hcsmoe {
+
+inline constexpr int64_t row_block = 256;        // rows of a product over all tokens
+inline constexpr int64_t routed_row_block = 64;  // rows of a product over the tokens of one expert
+
+inline int64_t blocks_of(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
+inline int64_t padded(int64_t rows, int64_t block) { return blocks_of(rows, block) * block; }
+
+/// task(i, thread) for i in [0, tasks) on this rank's threads. Products inside a task run on that thread alone. Which thread takes which
+/// task is fixed by the number of tasks and threads; no result may depend on it.
+void for_each_task(int64_t tasks, const std::function<void(int64_t task, int thread)>& task);
+
+/// out = x w^T for one block: x [R, I], w [O, I], out [R, O] contiguous, all of one type.
+void block_product(const at::Tensor& x, const at::Tensor& w, at::Tensor& out);
+
+/// A zeroed buffer that grows when it must: reused from layer to layer.
+class Buffer {
+ public:
+  /// [rows, columns]; contents are undefined unless `zero`.
+  at::Tensor get(int64_t rows, int64_t columns, at::ScalarType dtype, bool zero = false);
+
+ private:
+  at::Tensor storage_;
+};
+
+template <class T>
+T* data(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+template <class T>
+const T* const_data(const at::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+}  // namespace hcsmoe

@@ -1,0 +1,171 @@
+// Compiled with -O3 -ffp-contract=off (src/CMakeLists.txt): the compiler vectorises these loops for each listed instruction set, and all of
+// them compute the same bits.
+
+#include "forward/row_kernels.h"
+
+#include <bit>
+#include <cmath>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define HCSMOE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define HCSMOE_CLONES
+#endif
+#define HCSMOE_INLINE inline __attribute__((always_inline))
+
+namespace hcsmoe {
+namespace {
+
+constexpr int64_t tile = 512;  // columns summed at a time: 4 KiB of int64
+
+HCSMOE_INLINE float load(float x) { return x; }
+HCSMOE_INLINE float load(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+HCSMOE_INLINE uint16_t round_to_bfloat16(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+HCSMOE_INLINE void store(float x, float& out) { out = x; }
+HCSMOE_INLINE void store(float x, uint16_t& out) { out = round_to_bfloat16(x); }
+
+/// exp by range reduction and a polynomial of degree 6 (the single-precision minimax coefficients of the Cephes library), within 2 ulp.
+HCSMOE_INLINE float exponential(float x) {
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // nearest whole number
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+}
+
+HCSMOE_INLINE float gated(float gate, float up) { return gate / (1.0f + exponential(-gate)) * up; }
+
+template <class T>
+HCSMOE_INLINE void gated_units_body(T* __restrict gate, const T* __restrict up, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(gated(load(gate[i]), load(up[i])), gate[i]);
+}
+
+/// round(x * 2^30) for |x| < 2^21: x * 2^30 + 1.5 * 2^52 holds it in the low bits of its mantissa.
+HCSMOE_INLINE int64_t units(double x) {
+  constexpr double magic = 6755399441055744.0;
+  return std::bit_cast<int64_t>(x * 1073741824.0 + magic) - std::bit_cast<int64_t>(magic);
+}
+constexpr double largest_unit_value = 2097152.0;
+
+template <class T>
+HCSMOE_INLINE bool gated_units_summed_body(T* gate, const T* up, int64_t rows, int64_t width, int64_t* sums) {
+  int bad = 0;
+  for (int64_t first = 0; first < width; first += tile) {
+    const int64_t n = width - first < tile ? width - first : tile;
+    int64_t total[tile] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      T* __restrict g = gate + r * width + first;
+      const T* __restrict u = up + r * width + first;
+      for (int64_t c = 0; c < n; ++c) {
+        const float h = gated(load(g[c]), load(u[c]));
+        store(h, g[c]);
+        bad |= !(std::fabs(h) < static_cast<float>(largest_unit_value));
+        total[c] += units(static_cast<double>(h));
+      }
+    }
+    for (int64_t c = 0; c < n; ++c) sums[first + c] += total[c];
+  }
+  return bad == 0;
+}
+
+template <class T>
+HCSMOE_INLINE double add_scaled_body(const T* __restrict y, float factor, int64_t width, float* __restrict out) {
+  double partial[16] = {};
+  const int64_t whole = width / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) {
+    for (int64_t j = 0; j < 16; ++j) {
+      const float v = load(y[i + j]);
+      out[i + j] = out[i + j] + factor * v;
+      partial[j] += static_cast<double>(v) * static_cast<double>(v);
+    }
+  }
+  for (int64_t i = whole; i < width; ++i) {
+    const float v = load(y[i]);
+    out[i] = out[i] + factor * v;
+    partial[i - whole] += static_cast<double>(v) * static_cast<double>(v);
+  }
+  double sum = 0;
+  for (const double p : partial) sum += p;
+  return sum;
+}
+
+template <class T>
+HCSMOE_INLINE double dot_body(const T* __restrict a, const double* __restrict b, int64_t width) {
+  double partial[16] = {};
+  const int64_t whole = width / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) {
+    for (int64_t j = 0; j < 16; ++j) partial[j] += static_cast<double>(load(a[i + j])) * b[i + j];
+  }
+  for (int64_t i = whole; i < width; ++i) partial[i - whole] += static_cast<double>(load(a[i])) * b[i];
+  double sum = 0;
+  for (const double p : partial) sum += p;
+  return sum;
+}
+
+}  // namespace
+
+HCSMOE_CLONES void gated_units(float* gate, const float* up, int64_t rows, int64_t width) { gated_units_body(gate, up, rows * width); }
+HCSMOE_CLONES void gated_units(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width) {
+  gated_units_body(gate, up, rows * width);
+}
+
+HCSMOE_CLONES bool gated_units_summed(float* gate, const float* up, int64_t rows, int64_t width, int64_t* sums) {
+  return gated_units_summed_body(gate, up, rows, width, sums);
+}
+HCSMOE_CLONES bool gated_units_summed(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width, int64_t* sums) {
+  return gated_units_summed_body(gate, up, rows, width, sums);
+}
+
+HCSMOE_CLONES bool outer_product_summed(const float* z, int64_t width, int64_t* sums) {
+  int bad = 0;
+  for (int64_t i = 0; i < width; ++i) {
+    const auto zi = static_cast<double>(z[i]);
+    int64_t* __restrict row = sums + i * width;
+    for (int64_t j = i; j < width; ++j) {
+      const double product = zi * static_cast<double>(z[j]);
+      bad |= !(std::fabs(product) < largest_unit_value);
+      row[j] += units(product);
+    }
+  }
+  return bad == 0;
+}
+
+HCSMOE_CLONES void rms_norm(const float* x, const float* weight, double epsilon, int64_t width, float* out) {
+  double partial[16] = {};
+  const int64_t whole = width / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) {
+    for (int64_t j = 0; j < 16; ++j) partial[j] += static_cast<double>(x[i + j]) * static_cast<double>(x[i + j]);
+  }
+  for (int64_t i = whole; i < width; ++i) partial[i - whole] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  double sum = 0;
+  for (const double p : partial) sum += p;
+  const auto scale = static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(width) + epsilon));
+  for (int64_t i = 0; i < width; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+HCSMOE_CLONES double add_scaled(const float* y, float factor, int64_t width, float* out) { return add_scaled_body(y, factor, width, out); }
+HCSMOE_CLONES double add_scaled(const uint16_t* y, float factor, int64_t width, float* out) {
+  return add_scaled_body(y, factor, width, out);
+}
+
+HCSMOE_CLONES double dot(const float* a, const double* b, int64_t width) { return dot_body(a, b, width); }
+HCSMOE_CLONES double dot_bfloat16(const uint16_t* a, const double* b, int64_t width) { return dot_body(a, b, width); }
+
+HCSMOE_CLONES void to_bfloat16(const float* in, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = round_to_bfloat16(in[i]);
+}
+HCSMOE_CLONES void to_float(const uint16_t* in, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = load(in[i]);
+}
+
+}  // namespace hcsmoe

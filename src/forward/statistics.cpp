@@ -1,0 +1,78 @@
+// From the sums of a layer to its statistics.
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <cstring>
+
+#include "forward/products.h"
+#include "forward/row_kernels.h"
+#include "hcsmoe/forward.h"
+#include "statistics/accumulator.h"
+
+namespace hcsmoe {
+namespace {
+
+at::Tensor vector_of(const FixedPointSums& sums, at::IntArrayRef shape) {
+  at::Tensor result = at::empty(shape, at::TensorOptions().dtype(at::kDouble));
+  for (size_t i = 0; i < sums.size(); ++i) data<double>(result)[i] = sums.value(i);
+  return result;
+}
+
+}  // namespace
+
+at::Tensor expert_output_sums(const StatisticsAccumulator& sums, const Checkpoint& checkpoint, const ModelDescription& model, int64_t layer,
+                              const Ranks& ranks) {
+  const int64_t E = model.experts, D = model.hidden_size, F = model.expert_intermediate;
+  // Expert e is computed by rank e mod P.
+  std::string mine;
+  for (int64_t e = ranks.rank(); e < E; e += ranks.size()) {
+    std::vector<double> units(static_cast<size_t>(F)), output(static_cast<size_t>(D));
+    for (int64_t c = 0; c < F; ++c) units[static_cast<size_t>(c)] = sums.unit_sum.value(static_cast<size_t>(e * F + c));
+    const std::string name = expert_tensor_name(model, layer, e, ExpertPart::down);
+    at::Tensor down = checkpoint.tensor(name);  // [D, F]
+    if (down.scalar_type() == at::kHalf) down = down.to(at::kFloat);
+    const bool half = down.scalar_type() == at::kBFloat16;
+    constexpr int64_t rows = 64;
+    for_each_task(blocks_of(D, rows), [&](int64_t b, int) {
+      for (int64_t d = b * rows; d < std::min(D, (b + 1) * rows); ++d) {
+        output[static_cast<size_t>(d)] = half ? dot_bfloat16(const_data<uint16_t>(down) + d * F, units.data(), F)
+                                              : dot(const_data<float>(down) + d * F, units.data(), F);
+      }
+    });
+    checkpoint.done_with(name);
+    mine.append(reinterpret_cast<const char*>(output.data()), output.size() * sizeof(double));
+  }
+  const std::vector<std::string> parts = ranks.gather(mine, 0);
+  if (!ranks.is_root()) return {};
+  at::Tensor result = at::empty({E, D}, at::TensorOptions().dtype(at::kDouble));
+  const auto row_bytes = static_cast<size_t>(D) * sizeof(double);
+  for (int64_t e = 0; e < E; ++e) {
+    std::memcpy(data<double>(result) + e * D, parts[static_cast<size_t>(e % ranks.size())].data() + static_cast<size_t>(e / ranks.size()) * row_bytes,
+                row_bytes);
+  }
+  return result;
+}
+
+ExpertStatistics finish_statistics(const StatisticsAccumulator& sums, const Checkpoint& checkpoint, const ModelDescription& model,
+                                   int64_t layer, const Ranks& ranks) {
+  at::Tensor output_sum = expert_output_sums(sums, checkpoint, model, layer, ranks);
+  if (!ranks.is_root()) return {};
+  const int64_t E = model.experts;
+  ExpertStatistics result;
+  result.layer = layer;
+  result.experts = E;
+  result.tokens = sums.tokens[0];
+  result.routed_count = at::empty({E}, at::TensorOptions().dtype(at::kLong));
+  std::copy(sums.routed_count.begin(), sums.routed_count.end(), data<int64_t>(result.routed_count));
+  result.routed_weight_sum = vector_of(sums.routed_weight_sum, {E});
+  result.router_probability_sum = vector_of(sums.router_probability_sum, {E});
+  result.output_sum = output_sum;
+  result.routed_output_norm_sum = vector_of(sums.routed_output_norm_sum, {E});
+  result.weighted_output_norm_sum = vector_of(sums.weighted_output_norm_sum, {E});
+  result.router_logit_sum = vector_of(sums.router_logit_sum, {E});
+  result.router_logit_gram = vector_of(sums.router_logit_gram, {E, E});
+  return result;
+}
+
+}  // namespace hcsmoe

@@ -1,0 +1,115 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "forward/row_kernels.h"
+#include "forward/state.h"
+#include "hcsmoe/error.h"
+
+namespace hcsmoe {
+namespace {
+
+bool processor_multiplies_bfloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+Compute choose_compute(const DeviceConfig& config, const Checkpoint& checkpoint, const ModelDescription& model, const Ranks& ranks) {
+  if (config.type == DeviceType::cuda) {
+    throw UserError("device.type is cuda, but this program was built without CUDA", "set device.type: cpu");
+  }
+  Compute compute;
+  if (config.dtype == ComputeDtype::bfloat16) {
+    compute.dtype = at::kBFloat16;
+  } else if (config.dtype == ComputeDtype::automatic) {
+    const std::string name = expert_tensor_name(model, model.moe_layers().front(), 0, ExpertPart::gate);
+    const bool lacking = ranks.all_reduce_max(processor_multiplies_bfloat16() ? 0 : 1) != 0;
+    if (checkpoint.info(name).dtype.name == "BF16" && !lacking) compute.dtype = at::kBFloat16;
+  }
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  compute.threads = config.threads > 0 ? config.threads : std::max(1, cores / ranks.local_size());
+  at::set_num_threads(compute.threads);
+  return compute;
+}
+
+std::string dtype_name(const Compute& compute) { return compute.dtype == at::kBFloat16 ? "bfloat16" : "float32"; }
+
+LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& model_, const Compute& compute_,
+                         std::vector<at::Tensor> sequences_)
+    : checkpoint(checkpoint_),
+      model(model_),
+      compute(compute_),
+      sequences(std::move(sequences_)),
+      first_row{0},
+      weights(checkpoint_, compute_.dtype),
+      thread_float(static_cast<size_t>(compute_.threads)),
+      thread_gate(static_cast<size_t>(compute_.threads)),
+      thread_up(static_cast<size_t>(compute_.threads)),
+      thread_out(static_cast<size_t>(compute_.threads)),
+      thread_logits(static_cast<size_t>(compute_.threads)) {
+  for (const at::Tensor& ids : sequences) first_row.push_back(first_row.back() + ids.numel());
+}
+
+void LayerSweep::State::embed() {
+  const int64_t D = model.hidden_size;
+  hidden = at::empty({tokens(), D}, at::TensorOptions().dtype(at::kFloat));
+  const at::Tensor table = checkpoint.tensor(model.names.embedding);  // [V, D]
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const auto* ids = const_data<int32_t>(sequences[s]);
+    for (int64_t t = 0; t < sequences[s].numel(); ++t) {
+      if (ids[t] < 0 || ids[t] >= model.vocabulary) throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary");
+      hidden[first_row[s] + t].copy_(table[ids[t]]);
+    }
+  }
+  if (model.names.embedding != model.names.output) checkpoint.done_with(model.names.embedding);
+}
+
+void LayerSweep::State::norm_rows(int64_t first, int64_t n, const at::Tensor& weight_row, at::Tensor& out, float* scratch) const {
+  const int64_t D = model.hidden_size;
+  const auto* w = const_data<float>(weight_row);
+  for (int64_t r = 0; r < n; ++r) {
+    const float* x = const_data<float>(hidden) + (first + r) * D;
+    if (out.scalar_type() == at::kFloat) {
+      rms_norm(x, w, model.norm_epsilon, D, data<float>(out) + r * D);
+    } else {
+      rms_norm(x, w, model.norm_epsilon, D, scratch);
+      to_bfloat16(scratch, D, data<uint16_t>(out) + r * D);
+    }
+  }
+  if (n < out.size(0)) out.narrow(0, n, out.size(0) - n).zero_();
+}
+
+LayerSweep::LayerSweep(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute, std::vector<at::Tensor> sequences)
+    : state_(std::make_unique<State>(checkpoint, model, compute, std::move(sequences))) {
+  for (const std::string& name : layer_tensor_names(model, 0)) checkpoint.will_need(name);
+  state_->embed();
+}
+
+LayerSweep::~LayerSweep() = default;
+int64_t LayerSweep::next_layer() const { return state_->layer; }
+int64_t LayerSweep::tokens() const { return state_->tokens(); }
+double LayerSweep::operations() const { return state_->operations; }
+
+void LayerSweep::run_layer(StatisticsAccumulator* statistics) {
+  State& state = *state_;
+  if (state.layer + 1 < state.model.layers) {
+    for (const std::string& name : layer_tensor_names(state.model, state.layer + 1)) state.checkpoint.will_need(name);
+  }
+  state.attention();
+  if (state.model.layer[static_cast<size_t>(state.layer)].moe) {
+    state.sparse_block(statistics);
+  } else {
+    state.dense_block();
+  }
+  for (const std::string& name : layer_tensor_names(state.model, state.layer)) state.checkpoint.done_with(name);
+  ++state.layer;
+}
+
+}  // namespace hcsmoe

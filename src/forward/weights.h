@@ -1,0 +1,32 @@
+#pragma once
+// Weights in the type of computation: the mapped bytes themselves where the type is the same, else converted into a buffer that the next
+// weight of the same slot overwrites.
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "forward/products.h"
+#include "hcsmoe/checkpoint.h"
+
+namespace hcsmoe {
+
+class Weights {
+ public:
+  Weights(const Checkpoint& checkpoint, at::ScalarType dtype) : checkpoint_(checkpoint), dtype_(dtype) {}
+
+  /// Valid until the next get with the same slot.
+  at::Tensor get(const std::string& name, const std::string& slot) { return get(name, slot, dtype_); }
+  at::Tensor get_float(const std::string& name, const std::string& slot) { return get(name, slot, at::kFloat); }
+  const Checkpoint& checkpoint() const { return checkpoint_; }
+
+ private:
+  at::Tensor get(const std::string& name, const std::string& slot, at::ScalarType dtype);
+  const Checkpoint& checkpoint_;
+  at::ScalarType dtype_;
+  std::map<std::string, Buffer> buffers_;
+};
+
+}  // namespace hcsmoe
