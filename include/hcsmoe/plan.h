@@ -1,0 +1,63 @@
+#pragma once
+// The plan: which experts of each layer become one, with which weights. A value that is made from statistics, printed, saved, edited by
+// hand, checked, and executed later by the merging stage.
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "hcsmoe/clustering.h"
+#include "hcsmoe/config.h"
+#include "hcsmoe/statistics.h"
+
+namespace hcsmoe {
+
+struct ModelDescription;
+
+struct Cluster {
+  std::vector<int64_t> members;  // ascending
+  std::vector<double> weights;   // of the members in the merged expert; sum 1
+  std::vector<double> router_weights;  // of the members' rows in the router row; sum 1
+  int64_t dominant = 0;          // the most used member; ties towards the smaller index
+  bool operator==(const Cluster&) const = default;
+};
+
+struct LayerPlan {
+  int64_t layer = 0;
+  int64_t experts = 0;            // E of the original
+  std::vector<Cluster> clusters;  // K, ordered by smallest member: cluster k becomes expert k
+  std::vector<int64_t> dropped;   // experts in no cluster (pruned), ascending
+  Tree tree;                      // empty for methods without one
+  bool operator==(const LayerPlan&) const = default;
+};
+
+struct Plan {
+  Recipe recipe;
+  StatisticsOrigin origin;
+  std::vector<LayerPlan> layers;  // the MoE layers, ascending
+};
+
+/// A method that plans a layer from its statistics; all are listed in plan_methods(). A new method is one file in src/plan/methods/.
+struct PlanMethod {
+  std::string name;  // compression.method
+  LayerPlan (*plan)(const ExpertStatistics&, const Recipe&, int64_t clusters);
+};
+const std::vector<PlanMethod>& plan_methods();
+/// Plans one layer by recipe.method with recipe.experts resolved for this layer.
+LayerPlan plan_layer(const ExpertStatistics&, const Recipe&);
+
+/// plan.json (docs/architecture.md shows the format); weights as shortest round-trip decimals. from_json checks everything that can be
+/// checked without the model, and throws UserErrors that name the layer, the cluster and what is wrong.
+std::string plan_to_json(const Plan&);
+Plan plan_from_json(const std::string& text, const std::string& source_name);
+std::string layer_plan_to_json(const LayerPlan&);
+LayerPlan layer_plan_from_json(const std::string& text, const std::string& source_name);
+void save_plan(const std::filesystem::path& file, const Plan&);  // atomic
+Plan load_plan(const std::filesystem::path& file);
+/// That the plan fits the model: the same MoE layers and expert counts, one K for all layers, K >= top-k. UserError.
+void check_plan(const Plan&, const ModelDescription&, const std::string& source_name);
+/// 32 hex digits of everything that decides the merged weights: the layers, without trees.
+std::string plan_fingerprint(const Plan&);
+
+}  // namespace hcsmoe
