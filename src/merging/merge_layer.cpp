@@ -1,0 +1,63 @@
+#include <string>
+
+#include "checkpoint/text.h"
+#include "hcsmoe/error.h"
+#include "hcsmoe/merging.h"
+
+namespace hcsmoe {
+namespace {
+
+/// The router: [E, D] rows to [K, D].
+void merge_router(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const TensorSink& sink) {
+  const std::string name = tensor_name(model.names.router, plan.layer);
+  const TensorInfo& info = checkpoint.info(name);
+  if (info.shape != std::vector<int64_t>{plan.experts, model.hidden_size}) {
+    throw UserError("tensor " + name + " is " + shape_text(info.shape) + "; the plan of layer " + std::to_string(plan.layer) +
+                        " expects one row for each of " + std::to_string(plan.experts) + " experts",
+                    "the plan is of another model");
+  }
+  const std::span<const std::byte> rows = checkpoint.bytes(name);
+  const size_t row_bytes = rows.size() / static_cast<size_t>(plan.experts);
+  std::vector<std::byte> merged(plan.clusters.size() * row_bytes);
+  for (size_t k = 0; k < plan.clusters.size(); k++) {
+    const Cluster& cluster = plan.clusters[k];
+    std::vector<std::span<const std::byte>> members;
+    for (const int64_t expert : cluster.members) members.push_back(rows.subspan(static_cast<size_t>(expert) * row_bytes, row_bytes));
+    weighted_mean(info.dtype, members, cluster.router_weights, std::span(merged).subspan(k * row_bytes, row_bytes));
+  }
+  checkpoint.done_with(name);
+  sink(name, info.dtype, {static_cast<int64_t>(plan.clusters.size()), model.hidden_size}, merged);
+}
+
+}  // namespace
+
+void merge_layer(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const TensorSink& sink) {
+  merge_router(checkpoint, model, plan, sink);
+  std::vector<std::byte> merged;
+  for (size_t k = 0; k < plan.clusters.size(); k++) {
+    const Cluster& cluster = plan.clusters[k];
+    for (const ExpertPart part : expert_parts) {
+      std::vector<std::string> names;
+      std::vector<std::span<const std::byte>> members;
+      for (const int64_t expert : cluster.members) {
+        names.push_back(expert_tensor_name(model, plan.layer, expert, part));
+        members.push_back(checkpoint.bytes(names.back()));
+      }
+      const TensorInfo& first = checkpoint.info(names[0]);
+      for (const std::string& name : names) {
+        const TensorInfo& info = checkpoint.info(name);
+        if (info.dtype != first.dtype || info.shape != first.shape) {
+          throw UserError("tensor " + name + " is " + info.dtype.name + " " + shape_text(info.shape) + ", " + first.name + " is " +
+                              first.dtype.name + " " + shape_text(first.shape) + ": they cannot be merged",
+                          "the experts of a cluster must have one type and shape");
+        }
+      }
+      merged.resize(members[0].size());
+      weighted_mean(first.dtype, members, cluster.weights, merged);
+      for (const std::string& name : names) checkpoint.done_with(name);
+      sink(expert_tensor_name(model, plan.layer, static_cast<int64_t>(k), part), first.dtype, first.shape, merged);
+    }
+  }
+}
+
+}  // namespace hcsmoe
