@@ -1,0 +1,45 @@
+#pragma once
+// Assembly: shards and untouched tensors become a Hugging Face folder again. All ranks write, one safetensors file at a time a rank,
+// streamed: no tensor is held in memory. The folder appears under its final name when it is complete, or not at all.
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "hcsmoe/checkpoint.h"
+#include "hcsmoe/families.h"
+#include "hcsmoe/ranks.h"
+
+namespace hcsmoe {
+
+/// Where an output tensor's bytes come from.
+struct OutputTensor {
+  TensorInfo info;          // dtype and shape; file: index of the output file; begin/end: byte range there
+  bool from_shard = false;  // else copied from the checkpoint
+  int64_t layer = -1;       // of the shard
+};
+struct OutputFile {
+  std::string name;                   // model-00001-of-00003.safetensors, or model.safetensors if there is one file
+  std::vector<OutputTensor> tensors;  // in the order of their bytes
+  uint64_t bytes = 0;                 // of the whole file
+};
+/// The output's files, laid out before anything is written: also what `inspect` prints. Deterministic: tensors keep the checkpoint's order
+/// (file by file), merged ones stand where the layer's first replaced tensor stood, files are filled up to max_shard_bytes of tensors. In a
+/// file of several element sizes the larger ones come first, so that every tensor is aligned to its element size.
+std::vector<OutputFile> output_layout(const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes);
+
+struct AssemblySummary {
+  uint64_t bytes = 0;  // of all safetensors files
+  int64_t files = 0, tensors = 0, copied_files = 0;
+  std::vector<std::string> left_out;  // files of the folder that were not copied (other weight formats), with why
+};
+/// Collective. Writes OUTPUT.partial and renames it to OUTPUT. Throws UserError: OUTPUT exists, disk full, a shard is missing or damaged.
+/// On an error OUTPUT.partial is removed (a full disk needs the room); after a kill it stays, and the next assembly replaces it.
+/// progress(bytes): called on this rank as bytes of safetensors files are written; over all ranks they add up to AssemblySummary::bytes.
+AssemblySummary assemble(const Ranks&, const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes,
+                         const std::filesystem::path& work, const std::filesystem::path& output,
+                         const std::function<void(uint64_t)>& progress);
+
+}  // namespace hcsmoe

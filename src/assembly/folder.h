@@ -1,0 +1,32 @@
+#pragma once
+// What stands in a Hugging Face folder beside the safetensors files: config.json, the index, and files that are copied or left out.
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "hcsmoe/assembly.h"
+
+namespace hcsmoe {
+
+struct OtherFiles {
+  struct File {
+    std::filesystem::path path;
+    uint64_t bytes = 0;
+  };
+  std::vector<File> copied;           // tokenizer, generation_config.json, licence, modeling code ...
+  std::vector<std::string> left_out;  // "name: why"
+};
+/// The checkpoint folder's other files, by name. A link (in a Hugging Face cache every file is one) counts as the file that it leads to.
+OtherFiles other_files(const Checkpoint&);
+
+/// The checkpoint's config.json with K experts, otherwise unchanged.
+std::string config_text(const Checkpoint&, const ModelDescription&, int64_t experts_kept);
+
+/// model.safetensors.index.json.
+std::string index_text(const Checkpoint&, const std::vector<OutputFile>&);
+
+inline constexpr const char* index_name = "model.safetensors.index.json";
+
+}  // namespace hcsmoe
