@@ -1,0 +1,25 @@
+#pragma once
+// The commands: what the program does with a configuration, each on all ranks together. docs/architecture.md shows their flow.
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "hcsmoe/config.h"
+#include "hcsmoe/log.h"
+#include "hcsmoe/ranks.h"
+
+namespace hcsmoe {
+
+/// What the user typed.
+struct CommandLine {
+  Command command = Command::run;
+  std::filesystem::path config;
+  std::vector<std::string> overrides;  // "key.path=value" of each --set, in order
+  std::filesystem::path plan;          // apply: a plan file; empty: WORK/plan.json
+};
+
+/// Collective. Throws what goes wrong; main prints it and chooses the exit code.
+void run_command(const CommandLine&, const Config&, const Ranks&, Log&);
+
+}  // namespace hcsmoe

@@ -1,0 +1,286 @@
+// run, collect, plan, apply and evaluate: each a short sequence of the steps in job.h.
+
+#include <nlohmann/json.hpp>
+
+#include "commands/background.h"
+#include "commands/job.h"
+#include "hcsmoe/error.h"
+#include "hcsmoe/merging.h"
+#include "hcsmoe/shards.h"
+#include "support/files.h"
+
+namespace hcsmoe {
+namespace {
+
+std::filesystem::path plan_file(const Config& config) { return config.work / "plan.json"; }
+
+std::string digest(const std::string& text) {
+  Hasher hasher;
+  hasher.add(text);
+  return hasher.hex();
+}
+
+/// What decides a shard: the checkpoint and the layer's clusters, not the tree they were cut from.
+ShardOrigin shard_origin(const Job& job, LayerPlan layer) {
+  layer.tree.clear();
+  return {job.summary.origin.checkpoint, digest(layer_plan_to_json(layer))};
+}
+
+bool shard_is_valid(const Job& job, const LayerPlan& layer) {
+  const auto file = shard_file(job.config.work, layer.layer);
+  if (!std::filesystem::exists(file)) return false;
+  try {
+    return ShardReader(file).origin() == shard_origin(job, layer);
+  } catch (const UserError&) {
+    return false;  // half of something: written anew
+  }
+}
+
+void describe(const Job& job, const Compute& compute) {
+  job.log.info(job.model.family + " in " + job.config.model.string() + ": " + std::to_string(job.model.layers) + " layers, " +
+               std::to_string(job.model.experts) + " experts in each of " + std::to_string(job.summary.moe_layers) + ", " +
+               format_bytes(static_cast<double>(job.summary.model_bytes)));
+  job.log.info(std::to_string(job.ranks.size()) + (job.ranks.size() == 1 ? " rank x " : " ranks x ") + std::to_string(compute.threads) +
+               (compute.threads == 1 ? " thread, " : " threads, ") + dtype_name(compute));
+}
+
+void evaluate_before_and_after(Job& job, const Compute& compute) {
+  if (job.config.evaluation.perplexity.empty()) return;
+  job.summary.stage("evaluation", [&] {
+    const auto measure = [&](const Checkpoint& checkpoint, const ModelDescription& model, const std::string& which) {
+      Config config = job.config;
+      config.model = checkpoint.folder();
+      Progress progress(job.log, which, model.layers, "layers", "tokens");
+      return evaluate_perplexity(config, checkpoint, model, compute, job.ranks, [&](int64_t tokens) {
+        progress.step();
+        progress.add_detail(static_cast<double>(tokens) / static_cast<double>(model.layers));
+      });
+    };
+    job.summary.original_perplexity = measure(job.checkpoint, job.model, "original");
+    std::optional<Checkpoint> output;
+    std::optional<ModelDescription> model;
+    job.ranks.on_all([&] {
+      output.emplace(Checkpoint::open(job.config.output));
+      model.emplace(describe_model(*output));
+    });
+    job.summary.output_perplexity = measure(*output, *model, "compressed");
+  });
+}
+
+}  // namespace
+
+Plan plan_from_statistics(Job& job) {
+  Plan plan{job.config.compression, {}, {}};
+  std::string text;
+  job.summary.stage("plan", [&] {
+    job.ranks.on_root([&] {
+      for (const int64_t layer : job.model.moe_layers()) {
+        const auto file = statistics_file(job.config.work, layer);
+        if (!std::filesystem::exists(file)) {
+          throw UserError("no statistics in " + file.parent_path().string() + " (" + file.filename().string() + " is missing)",
+                          "collect them first: hcsmoe_dist collect CONFIG");
+        }
+        StatisticsOrigin origin;
+        const ExpertStatistics statistics = load_statistics(file, &origin);
+        if (origin.checkpoint != job.summary.origin.checkpoint) {
+          throw UserError(file.string() + ": these statistics were collected from another checkpoint than " + job.config.model.string(),
+                          "collect them again, or name the right model or work folder");
+        }
+        if (!plan.layers.empty() && !(origin == plan.origin)) {
+          throw UserError(file.string() + ": collected on other calibration text or in another type than the layers before it",
+                          "collect them again: hcsmoe_dist collect CONFIG");
+        }
+        if (statistics.layer != layer || statistics.experts != job.model.experts) {
+          throw UserError(file.string() + ": holds layer " + std::to_string(statistics.layer) + " of " + std::to_string(statistics.experts) +
+                          " experts, expected layer " + std::to_string(layer) + " of " + std::to_string(job.model.experts));
+        }
+        plan.origin = origin;
+        plan.layers.push_back(plan_layer(statistics, plan.recipe));
+      }
+      save_plan(plan_file(job.config), plan);
+      text = plan_to_json(plan);
+    });
+    job.ranks.broadcast(text, 0);
+    if (!job.ranks.is_root()) plan = plan_from_json(text, "the plan of rank 0");
+  });
+  job.summary.origin = plan.origin;
+  return plan;
+}
+
+void write_shard(const Job& job, const LayerPlan& layer) {
+  ShardWriter writer(shard_file(job.config.work, layer.layer), layer.layer, shard_origin(job, layer));
+  merge_layer(job.checkpoint, job.model, layer,
+              [&](const std::string& name, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
+                writer.write(name, dtype, shape, bytes);
+              });
+  writer.finish();
+  for (const std::string& name : moe_tensor_names(job.model, layer.layer, job.model.experts)) job.checkpoint.done_with(name);
+}
+
+void write_shards(Job& job, const Plan& plan) {
+  job.summary.stage("merge", [&] {
+    Progress progress(job.log, "merge", (static_cast<int64_t>(plan.layers.size()) + job.ranks.size() - 1) / job.ranks.size(), "layers");
+    job.ranks.on_all([&] {
+      make_folder(job.config.work / "shards");
+      for (const LayerPlan& layer : plan.layers) {
+        if (job.ranks.owner_of(layer.layer) != job.ranks.rank()) continue;
+        if (!shard_is_valid(job, layer)) write_shard(job, layer);
+        progress.step();
+      }
+    });
+  });
+}
+
+void run(Job& job) {
+  check_budget(job);
+  check_output(job);
+  open_work(job);
+  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  describe(job, compute);
+  job.summary.recipe = job.config.compression;
+  const at::Tensor ids = prepare_calibration(job, compute);
+  if (statistics_are_valid(job)) {
+    job.log.info("the statistics in " + job.config.work.string() + " are valid: no calibration pass");
+    write_shards(job, plan_from_statistics(job));
+  } else {
+    // Each layer is planned as soon as its statistics are known, and merged by its owner while the next layers run.
+    Plan plan{job.config.compression, job.summary.origin, {}};
+    job.ranks.on_all([&] {
+      make_folder(job.config.work / "statistics");
+      make_folder(job.config.work / "shards");
+    });
+    Background background;
+    sweep(job, compute, ids, [&](const ExpertStatistics& statistics) {
+      std::string text;
+      job.ranks.on_root([&] {
+        plan.layers.push_back(plan_layer(statistics, plan.recipe));
+        text = layer_plan_to_json(plan.layers.back());
+        background.submit([&job, statistics] {
+          save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
+        });
+      });
+      job.ranks.broadcast(text, 0);
+      job.ranks.on_all([&] {
+        const LayerPlan layer = layer_plan_from_json(text, "the layer plan of rank 0");
+        if (job.ranks.owner_of(layer.layer) == job.ranks.rank()) {
+          background.submit([&job, layer] { write_shard(job, layer); });
+        }
+        background.check();
+      });
+    });
+    job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
+    job.ranks.on_root([&] { save_plan(plan_file(job.config), plan); });
+  }
+  write_output(job, job.experts_kept());
+  evaluate_before_and_after(job, compute);
+  finish_summary(job.summary, job.config.work, job.ranks, job.log);
+}
+
+void collect(Job& job) {
+  open_work(job);
+  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  describe(job, compute);
+  const at::Tensor ids = prepare_calibration(job, compute);
+  if (statistics_are_valid(job)) {
+    job.log.info("the statistics in " + job.config.work.string() + " are valid: nothing to do");
+    return;
+  }
+  job.ranks.on_root([&] { make_folder(job.config.work / "statistics"); });
+  Background background;
+  sweep(job, compute, ids, [&](const ExpertStatistics& statistics) {
+    job.ranks.on_root([&] {
+      background.submit([&job, statistics] {
+        save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
+      });
+      background.check();
+    });
+  });
+  job.ranks.on_all([&] { background.wait(); });
+  finish_summary(job.summary, job.config.work, job.ranks, job.log);
+  job.log.info("statistics: " + (job.config.work / "statistics").string());
+}
+
+void plan(Job& job) {
+  check_budget(job);
+  open_work(job);
+  job.summary.recipe = job.config.compression;
+  const Plan made = plan_from_statistics(job);
+  job.ranks.on_root([&] {
+    check_plan(made, job.model, plan_file(job.config).string());
+    size_t largest = 0, single = 0, clusters = 0;
+    for (const LayerPlan& layer : made.layers) {
+      for (const Cluster& cluster : layer.clusters) {
+        largest = std::max(largest, cluster.members.size());
+        single += cluster.members.size() == 1;
+      }
+      clusters += layer.clusters.size();
+    }
+    job.log.info(std::to_string(made.layers.size()) + " layers of " + std::to_string(job.model.experts) + " experts in " +
+                 std::to_string(made.layers.front().clusters.size()) + " clusters; largest " + std::to_string(largest) + ", alone " +
+                 std::to_string(single) + " of " + std::to_string(clusters));
+    job.log.info("plan: " + plan_file(job.config).string());
+  });
+}
+
+void apply(Job& job) {
+  const auto file = job.line.plan.empty() ? plan_file(job.config) : job.line.plan;
+  Plan plan;
+  const auto read = [&] {
+    if (!std::filesystem::exists(file)) {
+      throw UserError("no plan at " + file.string(), "make one first: hcsmoe_dist plan CONFIG, or name one: --plan FILE");
+    }
+    plan = load_plan(file);
+    check_plan(plan, job.model, file.string());
+    if (!plan.origin.checkpoint.empty() && plan.origin.checkpoint != job.summary.origin.checkpoint) {
+      throw UserError(file.string() + ": this plan was made from another checkpoint than " + job.config.model.string(),
+                      "make it again, or name the model that it was made from");
+    }
+  };
+  job.ranks.on_root(read);
+  job.ranks.on_all(read);
+  const auto kept = static_cast<int64_t>(plan.layers.front().clusters.size());
+  check_output(job);
+  open_work(job);
+  job.summary.recipe = plan.recipe;
+  job.summary.origin.calibration = plan.origin.calibration;
+  job.summary.origin.dtype = plan.origin.dtype;
+  write_shards(job, plan);
+  write_output(job, kept);
+  if (!job.config.evaluation.perplexity.empty()) {
+    evaluate_before_and_after(job, choose_compute(job.config.device, job.checkpoint, job.model, job.ranks));
+  }
+  finish_summary(job.summary, job.config.work, job.ranks, job.log);
+}
+
+void evaluate(Job& job) {
+  open_work(job);
+  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  describe(job, compute);
+  job.summary.dtype = dtype_name(compute);
+  job.summary.threads = compute.threads;
+  std::vector<Perplexity> results;
+  job.summary.stage("evaluation", [&] {
+    Progress progress(job.log, "evaluation", job.model.layers, "layers", "tokens");
+    results = evaluate_perplexity(job.config, job.checkpoint, job.model, compute, job.ranks, [&](int64_t tokens) {
+      progress.step();
+      progress.add_detail(static_cast<double>(tokens) / static_cast<double>(job.model.layers));
+    });
+  });
+  job.ranks.on_root([&] {
+    nlohmann::ordered_json json = {{"format", "hcsmoe-evaluation/1"}, {"model", job.config.model.string()}, {"dtype", dtype_name(compute)}};
+    json["perplexity"] = nlohmann::ordered_json::array();
+    for (const Perplexity& p : results) {
+      job.log.info(perplexity_line(p));
+      json["perplexity"].push_back({{"file", p.file.string()},
+                                    {"perplexity", p.value()},
+                                    {"negative_log_likelihood", p.negative_log_likelihood},
+                                    {"tokens", p.tokens},
+                                    {"windows", p.windows},
+                                    {"length", p.length}});
+    }
+    if (job.config.work.empty()) return;
+    write_file_atomically(job.config.work / "evaluation.json", json.dump(2) + "\n");
+  });
+}
+
+}  // namespace hcsmoe

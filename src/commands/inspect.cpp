@@ -1,0 +1,91 @@
+// inspect: what a run would read, hold and write, without a calibration pass. The dry run.
+
+#include <algorithm>
+#include <cstdio>
+
+#include "commands/job.h"
+#include "hcsmoe/assembly.h"
+
+namespace hcsmoe {
+namespace {
+
+double layer_bytes(const Checkpoint& checkpoint, const ModelDescription& model, int64_t layer) {
+  double bytes = 0;
+  for (const std::string& name : layer_tensor_names(model, layer)) bytes += static_cast<double>(checkpoint.info(name).bytes());
+  return bytes;
+}
+
+/// Buffers that hold weights in the type of computation, where the checkpoint's is another: attention, shared expert, one routed expert.
+double converted_bytes(const ModelDescription& m, int64_t element) {
+  const auto size = [](int64_t a, int64_t b) { return static_cast<double>(a) * static_cast<double>(b); };
+  const double attention = size(m.hidden_size, 2 * (m.heads + m.key_value_heads) * m.head_size);
+  const double block = 3 * size(m.hidden_size, std::max({m.expert_intermediate, m.shared_intermediate, m.dense_intermediate}));
+  return (attention + block) * static_cast<double>(element);
+}
+
+std::string padded(std::string text, size_t width) {
+  text.resize(std::max(width, text.size()), ' ');
+  return text;
+}
+
+}  // namespace
+
+void inspect(Job& job) {
+  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  if (job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0) check_budget(job);
+  job.ranks.on_root([&] {
+    const ModelDescription& m = job.model;
+    const auto& calibration = job.config.calibration;
+    const auto line = [](const std::string& name, const std::string& value) { std::printf("%s%s\n", padded(name, 26).c_str(), value.c_str()); };
+    const auto bytes = [](double n) { return format_bytes(n); };
+    const int64_t moe = job.summary.moe_layers, P = job.ranks.size();
+
+    line("model", job.config.model.string());
+    line("family", m.family);
+    line("layers", std::to_string(m.layers) + ", " + std::to_string(moe) + " with experts");
+    line("experts a layer", std::to_string(m.experts) + ", top-" + std::to_string(m.routing.top_k) +
+                                (m.shared_intermediate > 0 ? ", shared expert of width " + std::to_string(m.shared_intermediate) : ""));
+    line("hidden, expert width", std::to_string(m.hidden_size) + ", " + std::to_string(m.expert_intermediate));
+    line("weights", bytes(static_cast<double>(job.checkpoint.total_bytes())) + " in " + std::to_string(job.checkpoint.files().size()) +
+                        (job.checkpoint.files().size() == 1 ? " file, " : " files, ") + std::to_string(job.checkpoint.tensors().size()) +
+                        " tensors, " + job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype.name);
+
+    double largest_layer = 0;
+    for (int64_t l = 0; l < m.layers; ++l) largest_layer = std::max(largest_layer, layer_bytes(job.checkpoint, m, l));
+    const int64_t sequences = (calibration.sequences + P - 1) / P, N = sequences * calibration.length;
+    const auto element = static_cast<int64_t>(compute.dtype == at::kBFloat16 ? 2 : 4);
+    const bool converts = job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype.torch != compute.dtype;
+    const double hidden = static_cast<double>(N) * static_cast<double>(m.hidden_size) * static_cast<double>(4 + 4 + element);
+    const double routed = static_cast<double>(N) * static_cast<double>(m.expert_intermediate) * static_cast<double>(element);
+    const double work = static_cast<double>(compute.threads) * 256.0 *
+                            static_cast<double>(2 * m.expert_intermediate + 2 * m.hidden_size) * static_cast<double>(element) +
+                        (converts ? converted_bytes(m, element) : 0.0);
+    const double sums = 16.0 * static_cast<double>(m.experts) * static_cast<double>(m.expert_intermediate + m.experts);
+    std::printf("\na rank of %lld, %d thread%s, %s, %lld sequences of %lld tokens\n", static_cast<long long>(P), compute.threads,
+                compute.threads == 1 ? "" : "s", dtype_name(compute).c_str(), static_cast<long long>(sequences),
+                static_cast<long long>(calibration.length));
+    line("  mapped weights, 2 layers", bytes(2 * largest_layer) + " (shared by the ranks of a node)");
+    line("  hidden states", bytes(hidden));
+    line("  one expert's tokens", "at most " + bytes(routed));
+    line("  buffers and sums", bytes(work + sums));
+
+    const int64_t K = job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0 ? job.experts_kept() : 0;
+    if (K == 0) return;
+    double output = 0, shards = 0;
+    size_t files = 0;
+    for (const OutputFile& file : output_layout(job.checkpoint, m, K, job.config.output_files.max_shard_bytes)) {
+      output += static_cast<double>(file.bytes);
+      for (const OutputTensor& tensor : file.tensors) shards += tensor.from_shard ? static_cast<double>(tensor.info.bytes()) : 0;
+      ++files;
+    }
+    char share[16];
+    std::snprintf(share, sizeof share, "%.1f %%", 100 * output / static_cast<double>(job.checkpoint.total_bytes()));
+    std::printf("\nwith %lld experts a layer (%s)\n", static_cast<long long>(K), job.config.compression.method.c_str());
+    line("  output", bytes(output) + " in " + std::to_string(files) + (files == 1 ? " file, " : " files, ") + share + " of the original");
+    line("  work folder", bytes(shards) + " of merged shards, " +
+                              bytes(static_cast<double>(moe) * 8.0 * static_cast<double>(m.experts) * static_cast<double>(m.hidden_size + m.experts)) +
+                              " of statistics");
+  });
+}
+
+}  // namespace hcsmoe

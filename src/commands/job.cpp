@@ -1,0 +1,120 @@
+#include "commands/job.h"
+
+#include <sys/statvfs.h>
+
+#include <algorithm>
+
+#include "hcsmoe/assembly.h"
+#include "hcsmoe/error.h"
+#include "support/files.h"
+
+namespace hcsmoe {
+namespace {
+
+uint64_t free_bytes(std::filesystem::path folder) {
+  while (!folder.empty() && !std::filesystem::exists(folder)) folder = folder.parent_path();
+  struct statvfs disk {};
+  if (statvfs(folder.empty() ? "." : folder.c_str(), &disk) != 0) return UINT64_MAX;
+  return static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
+}
+
+}  // namespace
+
+void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log) {
+  Job job = open_job(line, config, ranks, log);
+  switch (line.command) {
+    case Command::run: return run(job);
+    case Command::inspect: return inspect(job);
+    case Command::collect: return collect(job);
+    case Command::plan: return plan(job);
+    case Command::apply: return apply(job);
+    case Command::evaluate: return evaluate(job);
+  }
+}
+
+Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log) {
+  std::optional<Checkpoint> checkpoint;
+  std::optional<ModelDescription> model;
+  const auto open = [&] {
+    if (checkpoint) return;
+    checkpoint.emplace(Checkpoint::open(config.model));
+    model.emplace(describe_model(*checkpoint));
+  };
+  ranks.on_root(open);
+  ranks.on_all(open);
+  Job job{line, config, ranks, log, std::move(*checkpoint), std::move(*model), {}};
+  Summary& summary = job.summary;
+  summary.command = to_string(line.command);
+  summary.moe_layers = static_cast<int64_t>(job.model.moe_layers().size());
+  summary.experts = job.model.experts;
+  summary.model_bytes = job.checkpoint.total_bytes();
+  std::string fingerprint;
+  ranks.on_root([&] { fingerprint = job.checkpoint.fingerprint(); });
+  ranks.broadcast(fingerprint, 0);
+  summary.origin.checkpoint = fingerprint;
+  return job;
+}
+
+void open_work(Job& job) {
+  if (job.config.work.empty()) return;  // evaluate without a work folder only prints
+  job.ranks.on_root([&] { make_folder(job.config.work); });
+  job.ranks.on_all([&] { job.log.open_file(job.config.work); });
+}
+
+void check_budget(const Job& job) {
+  job.ranks.on_root([&] {
+    const int64_t K = job.experts_kept(), E = job.model.experts, k = job.model.routing.top_k;
+    const std::string found = job.config.source.string() + ": compression.experts keeps " + std::to_string(K) + " of " + std::to_string(E) +
+                              " experts a layer";
+    if (K > E) throw UserError(found + ", which is more than there are", "give a number from " + std::to_string(k) + " to " + std::to_string(E));
+    if (K < k) {
+      throw UserError(found + ", but the model's router sends every token to " + std::to_string(k) + " experts (top-k)",
+                      "give a number from " + std::to_string(k) + " to " + std::to_string(E));
+    }
+  });
+}
+
+void check_output(const Job& job) {
+  job.ranks.on_root([&] {
+    const auto& output = job.config.output;
+    if (std::filesystem::exists(output)) {
+      throw UserError("output " + output.string() + " exists already", "remove it, or name another folder (key output)");
+    }
+    uint64_t merged = 0, all = 0;
+    for (const OutputFile& file : output_layout(job.checkpoint, job.model, job.experts_kept(), job.config.output_files.max_shard_bytes)) {
+      all += file.bytes;
+      for (const OutputTensor& tensor : file.tensors) merged += tensor.from_shard ? tensor.info.bytes() : 0;
+    }
+    const auto check = [](const std::filesystem::path& folder, uint64_t needed, const char* what) {
+      const uint64_t there = free_bytes(std::filesystem::absolute(folder));
+      if (there < needed) {
+        throw UserError(folder.string() + ": " + what + " needs " + format_bytes(static_cast<double>(needed)) + ", the disk has " +
+                            format_bytes(static_cast<double>(there)) + " free",
+                        "free space, or move it (keys output and work)");
+      }
+    };
+    check(output, all, "the output");
+    check(job.config.work, merged, "the work folder");
+  });
+}
+
+void write_output(Job& job, int64_t experts_kept) {
+  job.summary.stage("assembly", [&] {
+    uint64_t bytes = 0;
+    for (const OutputFile& file : output_layout(job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes)) {
+      bytes += file.bytes;
+    }
+    Progress progress(job.log, "assembly", static_cast<int64_t>(bytes / static_cast<uint64_t>(job.ranks.size())) + 1, "B", "B");
+    const AssemblySummary done = assemble(job.ranks, job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes,
+                                          job.config.work, job.config.output, [&](uint64_t n) {
+                                            progress.step(static_cast<int64_t>(n));
+                                            progress.add_detail(static_cast<double>(n));
+                                          });
+    job.summary.output_bytes = done.bytes;
+    job.summary.left_out = done.left_out;
+    job.summary.output = job.config.output.string();
+    job.summary.experts_kept = experts_kept;
+  });
+}
+
+}  // namespace hcsmoe

@@ -1,0 +1,68 @@
+#pragma once
+// What the commands share: the opened checkpoint, and the steps that several of them are made of. Every function is collective.
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "commands/summary.h"
+#include "hcsmoe/checkpoint.h"
+#include "hcsmoe/commands.h"
+#include "hcsmoe/config.h"
+#include "hcsmoe/evaluation.h"
+#include "hcsmoe/families.h"
+#include "hcsmoe/forward.h"
+#include "hcsmoe/log.h"
+#include "hcsmoe/plan.h"
+#include "hcsmoe/ranks.h"
+
+namespace hcsmoe {
+
+struct Job {
+  const CommandLine& line;
+  const Config& config;
+  const Ranks& ranks;
+  Log& log;
+  Checkpoint checkpoint;
+  ModelDescription model;
+  Summary summary;
+
+  int64_t experts_kept() const { return config.compression.experts.resolve(model.experts); }
+};
+
+/// Opens and describes the checkpoint on every rank (rank 0 first, whose message is the one printed) and fingerprints it.
+Job open_job(const CommandLine&, const Config&, const Ranks&, Log&);
+/// Creates WORK and starts the log file there.
+void open_work(Job&);
+/// UserError unless top-k <= K <= E.
+void check_budget(const Job&);
+/// UserError if the output exists, or its disk and the work folder's cannot hold what will be written.
+void check_output(const Job&);
+
+/// The calibration ids, on every rank: made on rank 0, saved as WORK/calibration.npy. Sets the origin of the statistics. int32 [S, T]
+at::Tensor prepare_calibration(Job&, const Compute&);
+/// True if WORK holds valid statistics of this origin for every MoE layer.
+bool statistics_are_valid(const Job&);
+/// One pass of all layers over the calibration ids. After each MoE layer, rank 0 holds its statistics: after_layer is called on every rank.
+void sweep(Job&, const Compute&, const at::Tensor& ids, const std::function<void(const ExpertStatistics&)>& after_layer);
+
+/// Plans every MoE layer from the statistics in WORK; on every rank. Fills in the origin from them.
+Plan plan_from_statistics(Job&);
+/// Merges layers that have no valid shard, each on its owner.
+void write_shards(Job&, const Plan&);
+/// Merges one layer into WORK/shards. Not collective; uses no MPI: may run in the background.
+void write_shard(const Job&, const LayerPlan&);
+/// Shards and untouched tensors to OUTPUT.
+void write_output(Job&, int64_t experts_kept);
+
+// The commands.
+void run(Job&);
+void collect(Job&);
+void plan(Job&);
+void apply(Job&);
+void inspect(Job&);
+void evaluate(Job&);
+
+}  // namespace hcsmoe

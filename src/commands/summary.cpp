@@ -1,0 +1,138 @@
+#include "commands/summary.h"
+
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "support/files.h"
+
+namespace hcsmoe {
+namespace {
+
+using nlohmann::ordered_json;
+
+/// Highest resident memory of this process so far, mapped checkpoint pages included.
+int64_t peak_memory_bytes() {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word) {
+    if (word == "VmHWM:") {
+      int64_t kilobytes = 0;
+      status >> kilobytes;
+      return kilobytes * 1024;
+    }
+  }
+  return 0;
+}
+
+struct RankFigures {
+  int64_t peak_memory = 0;
+  double operations = 0;
+};
+
+std::string fixed(double value, int digits) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", digits, value);
+  return text;
+}
+
+ordered_json perplexities(const std::vector<Perplexity>& results) {
+  ordered_json list = ordered_json::array();
+  for (const Perplexity& p : results) {
+    list.push_back({{"file", p.file.string()}, {"perplexity", p.value()}, {"tokens", p.tokens}, {"windows", p.windows}, {"length", p.length}});
+  }
+  return list;
+}
+
+ordered_json recipe_json(const Recipe& recipe) {
+  ordered_json json = {{"method", recipe.method}};
+  if (recipe.experts.count > 0) {
+    json["experts"] = recipe.experts.count;
+  } else {
+    json["experts"] = recipe.experts.share;
+  }
+  json["feature"] = to_string(recipe.feature);
+  json["metric"] = to_string(recipe.metric);
+  json["linkage"] = to_string(recipe.linkage);
+  json["merge"] = to_string(recipe.merge);
+  json["router"] = to_string(recipe.router);
+  json["reconstruction"] = to_string(recipe.reconstruction);
+  return json;
+}
+
+}  // namespace
+
+std::string perplexity_line(const Perplexity& p) {
+  return "perplexity  " + fixed(p.value(), 4) + "  (" + p.file.filename().string() + ", " + std::to_string(p.windows) + " windows of " +
+         std::to_string(p.length) + " tokens)";
+}
+
+void finish_summary(const Summary& s, const std::filesystem::path& work, const Ranks& ranks, Log& log) {
+  const RankFigures mine{peak_memory_bytes(), s.operations};
+  const auto gathered = ranks.gather(std::string(reinterpret_cast<const char*>(&mine), sizeof mine), 0);
+  ranks.on_root([&] {
+    std::vector<int64_t> peak;
+    double operations = 0;
+    for (const std::string& bytes : gathered) {
+      RankFigures rank;
+      std::memcpy(&rank, bytes.data(), sizeof rank);
+      peak.push_back(rank.peak_memory);
+      operations += rank.operations;
+    }
+    double total = 0;
+    std::string stages;
+    ordered_json seconds = ordered_json::object();
+    for (const auto& [name, time] : s.seconds) {
+      total += time;
+      seconds[name] = time;
+      stages += (stages.empty() ? "" : ", ") + name + " " + format_duration(time);
+    }
+    seconds["total"] = total;
+
+    ordered_json json = {{"format", "hcsmoe-run/1"}, {"command", s.command}, {"ranks", ranks.size()}};
+    if (s.threads > 0) json["threads"] = s.threads;
+    if (!s.dtype.empty()) json["dtype"] = s.dtype;
+    if (s.recipe) json["recipe"] = recipe_json(*s.recipe);
+    json["origin"] = {{"checkpoint", s.origin.checkpoint}, {"calibration", s.origin.calibration}, {"dtype", s.origin.dtype}};
+    json["moe_layers"] = s.moe_layers;
+    json["experts"] = s.experts;
+    if (s.experts_kept > 0) json["experts_kept"] = s.experts_kept;
+    json["seconds"] = seconds;
+    if (s.sweep_tokens > 0 && s.sweep_seconds > 0) {
+      json["tokens"] = s.sweep_tokens;
+      json["tokens_per_second"] = static_cast<double>(s.sweep_tokens) / s.sweep_seconds;
+      json["operations"] = operations;
+      json["gflops"] = operations / s.sweep_seconds / 1e9;
+    }
+    json["bytes"] = {{"model", s.model_bytes}};
+    if (s.output_bytes > 0) json["bytes"]["output"] = s.output_bytes;
+    json["peak_memory_bytes"] = peak;
+    if (!s.left_out.empty()) json["left_out"] = s.left_out;
+    if (!s.original_perplexity.empty()) json["perplexity"]["original"] = perplexities(s.original_perplexity);
+    if (!s.output_perplexity.empty()) json["perplexity"]["output"] = perplexities(s.output_perplexity);
+    write_file_atomically(work / "run.json", json.dump(2) + "\n");
+
+    if (s.output_bytes > 0) {
+      log.info(std::to_string(s.moe_layers) + " layers of " + std::to_string(s.experts) + " experts -> " + std::to_string(s.experts_kept) +
+               "; weights " + format_bytes(static_cast<double>(s.model_bytes)) + " -> " + format_bytes(static_cast<double>(s.output_bytes)) +
+               " (" + fixed(100.0 * static_cast<double>(s.output_bytes) / static_cast<double>(s.model_bytes), 1) + " %)");
+    }
+    log.info("time: " + stages + "; total " + format_duration(total));
+    if (s.sweep_tokens > 0 && s.sweep_seconds > 0) {
+      log.info("sweep: " + format_count(static_cast<double>(s.sweep_tokens) / s.sweep_seconds) + " tokens/s through the whole model, " +
+               fixed(operations / s.sweep_seconds / 1e9, 1) + " GFLOP/s");
+    }
+    std::string memory;
+    for (const int64_t bytes : peak) memory += (memory.empty() ? "" : ", ") + format_bytes(static_cast<double>(bytes));
+    log.info("peak memory a rank, mapped weights included: " + memory);
+    for (size_t i = 0; i < s.output_perplexity.size(); ++i) {
+      if (i < s.original_perplexity.size()) log.info("original:   " + perplexity_line(s.original_perplexity[i]));
+      log.info("compressed: " + perplexity_line(s.output_perplexity[i]));
+    }
+    for (const std::string& file : s.left_out) log.info("not copied: " + file);
+    if (!s.output.empty()) log.info("output: " + s.output);
+  });
+}
+
+}  // namespace hcsmoe

@@ -1,0 +1,50 @@
+#pragma once
+// What a command did and what it took: printed at the end, and saved as WORK/run.json.
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hcsmoe/evaluation.h"
+#include "hcsmoe/log.h"
+#include "hcsmoe/plan.h"
+#include "hcsmoe/ranks.h"
+
+namespace hcsmoe {
+
+struct Summary {
+  std::string command;
+  int threads = 0;
+  std::string dtype;
+  std::optional<Recipe> recipe;
+  StatisticsOrigin origin;
+  int64_t moe_layers = 0, experts = 0, experts_kept = 0;
+  std::vector<std::pair<std::string, double>> seconds;  // by stage, in order
+  int64_t sweep_tokens = 0;                             // over all ranks
+  double sweep_seconds = 0;
+  double operations = 0;  // of this rank's matrix products
+  uint64_t model_bytes = 0, output_bytes = 0;
+  std::string output;
+  std::vector<std::string> left_out;
+  std::vector<Perplexity> original_perplexity, output_perplexity;
+
+  /// Runs a stage and notes its time.
+  template <class Work>
+  void stage(const std::string& name, Work&& work) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    seconds.emplace_back(name, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+};
+
+/// Gathers what each rank has, prints on rank 0 and writes WORK/run.json. Collective.
+void finish_summary(const Summary& summary, const std::filesystem::path& work, const Ranks& ranks, Log& log);
+
+/// One line of a perplexity, as `evaluate` prints it.
+std::string perplexity_line(const Perplexity& result);
+
+}  // namespace hcsmoe

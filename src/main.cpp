@@ -1,0 +1,76 @@
+// The flow of the program, and the only catch. Stages throw; here an error becomes a message and an exit code, on all ranks.
+
+#include <mpi.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <new>
+#include <optional>
+
+#include "config/command_line.h"
+#include "hcsmoe/commands.h"
+#include "hcsmoe/config.h"
+#include "hcsmoe/error.h"
+#include "hcsmoe/log.h"
+#include "hcsmoe/ranks.h"
+
+namespace {
+
+using namespace hcsmoe;
+
+/// An error that all ranks share ends them in order, and rank 0 prints it. One that a single rank met ends the others by force: they may
+/// wait for that rank in a collective.
+int report(const Ranks& ranks, Log& log, const std::string& what, ExitCode code, bool collective) {
+  const int exit_code = static_cast<int>(code);
+  if (!collective || ranks.is_root()) log.error(what);
+  if (!collective && ranks.size() > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  return exit_code;
+}
+
+int run(const CommandLine& line, const std::optional<UserError>& mistake) {
+  const Ranks ranks(MPI_COMM_WORLD);
+  Log log(ranks.rank(), ranks.is_root());
+  try {
+    if (mistake) throw CollectiveError(mistake->what(), mistake->exit_code());
+    Config config;
+    const auto read = [&] { config = read_config(line.config, line.overrides, line.command); };
+    ranks.on_root(read);  // first there, so that a mistake is told once
+    ranks.on_all(read);
+    run_command(line, config, ranks, log);
+    return static_cast<int>(ExitCode::success);
+  } catch (const Error& error) {
+    return report(ranks, log, error.what(), error.exit_code(), error.collective());
+  } catch (const std::bad_alloc&) {
+    return report(ranks, log, "out of memory", ExitCode::failure, false);
+  } catch (const std::exception& error) {
+    return report(ranks, log, error.what(), ExitCode::failure, false);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CommandLine line;
+  std::optional<UserError> mistake;  // told by rank 0 under MPI: mpirun kills all ranks when the first one ends with an error
+  try {
+    if (!read_command_line(argc, argv, speaks_before_mpi(), line)) return static_cast<int>(ExitCode::success);
+  } catch (const UserError& error) {
+    mistake = error;
+  }
+
+  int provided = MPI_THREAD_SINGLE;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  if (provided < MPI_THREAD_FUNNELED) {
+    std::fprintf(stderr, "hcsmoe_dist: error: this MPI library allows no threads (MPI_THREAD_FUNNELED is needed)\n");
+    MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::failure));
+  }
+  const int exit_code = run(line, mistake);
+  MPI_Finalize();
+  // After an error no library cleans up: HDF5 crashes at exit over a file that it could not close.
+  if (exit_code != 0) {
+    std::fflush(nullptr);
+    std::_Exit(exit_code);
+  }
+  return exit_code;
+}
