@@ -13,15 +13,18 @@ namespace hcsmoe {
 
 namespace {
 
-bool is_word_character(char32_t c) {
-  const auto character = static_cast<UChar32>(c);
-  return u_isUAlphabetic(character) || (U_GET_GC_MASK(character) & (U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK)) != 0 ||
-         u_hasBinaryProperty(character, UCHAR_JOIN_CONTROL);
+/// \w of the Rust regex engine. ICU knows the whole property, our regular expressions the characters that are younger than ICU.
+bool is_word_character(std::string_view text, size_t offset) {
+  static const Regex letters_and_marks("[\\p{L}\\p{M}\\p{Nd}]", {"added_tokens", "single_word"});
+  const auto character = static_cast<UChar32>(code_point_at(text, offset));
+  if (u_isUAlphabetic(character) || u_hasBinaryProperty(character, UCHAR_JOIN_CONTROL)) return true;
+  if ((U_GET_GC_MASK(character) & (U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK)) != 0) return true;
+  return letters_and_marks.segments(text.substr(offset, utf8_length(text[offset]))).front().match;
 }
 
 bool stands_alone(std::string_view text, const Range& range) {
-  const bool word_before = range.begin > 0 && is_word_character(code_point_at(text, previous_character(text, range.begin)));
-  const bool word_after = range.end < text.size() && is_word_character(code_point_at(text, range.end));
+  const bool word_before = range.begin > 0 && is_word_character(text, previous_character(text, range.begin));
+  const bool word_after = range.end < text.size() && is_word_character(text, range.end);
   return !word_before && !word_after;
 }
 

@@ -175,7 +175,8 @@ FIXTURES = {
     "possessive": lambda: with_header(demo(), nfc(), sequence(split(CL100K), byte_level())),
     "deepseek_llm": lambda: with_header(
         demo(), {"type": "Sequence", "normalizers": []},
-        sequence(split(r"[\r\n]"), split(r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ]+"), split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"),
+        sequence(split(r"[\r\n]"),
+                 split(r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ]+"), split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"),
                  split(r"\s+$"), split(r"[一-龥ࠀ-一가-퟿]+"), {"type": "Digits", "individual_digits": True}, byte_level())),
     "nfkc_flags": lambda: with_header(demo(), {"type": "NFKC"}, sequence(split(QWEN2), byte_level()), FLAGS),
     "nfd_flags": lambda: with_header(demo(), {"type": "NFD"}, sequence(split(LLAMA3), byte_level()), FLAGS),
@@ -187,7 +188,8 @@ FIXTURES = {
     "empty_matches": lambda: with_header(demo(), None, sequence(split(r"(?=\p{Lu})|x*", "Isolated"), split(r"b*", "MergedWithNext"),
                                                                 split(r"(?<=\d)", "MergedWithPrevious"), byte_level())),
     "replace_regex": lambda: with_header(demo(), {"type": "Sequence", "normalizers": [
-        {"type": "Replace", "pattern": {"Regex": r" {2,}|\u00e9|(?<=b)\d+"}, "content": "_ "}, {"type": "NFC"}]}, byte_level(use_regex=True)),
+        {"type": "Replace", "pattern": {"Regex": r" {2,}|\u00e9|(?<=b)\d+"}, "content": "_ "}, {"type": "NFC"}]},
+                                                byte_level(use_regex=True)),
     "intervals": lambda: with_header(demo(), None, sequence(
         split(r"(?:a|\p{Ll}\p{Ll}){2}?b|[\p{L}\p{N}-]{,3}+|\s{2,}+|\p{N}{2}+"), byte_level())),
     "scripts": lambda: with_header(demo(), None, sequence(

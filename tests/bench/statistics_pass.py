@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""The calibration pass against the machine's own matrix products of the same shapes, in one run.
+
+    HCSMOE_BUILD=build tests/bench/statistics_pass.py [--hidden 512 --experts 60 --width 352] [--dtype bfloat16] [--repeats 5]
+
+Makes a random Qwen2-MoE checkpoint of these sizes, runs `collect` on it as 1 rank x 2 threads and 2 ranks x 1 thread, and, between the runs,
+times torch's product of the same shapes on 2 threads. Prints tokens/s, GFLOP/s (of the matrix products alone: everything else counts as lost
+time) and the ratios, as medians over the repeats, because the machine's speed drifts.
+"""
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--hidden", type=int, default=512)
+parser.add_argument("--experts", type=int, default=60)
+parser.add_argument("--width", type=int, default=352)
+parser.add_argument("--layers", type=int, default=2)
+parser.add_argument("--length", type=int, default=1024)
+parser.add_argument("--sequences", type=int, default=8)
+parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+parser.add_argument("--repeats", type=int, default=5)
+args = parser.parse_args()
+D, E, F, L, V, H = args.hidden, args.experts, args.width, args.layers, 1024, args.hidden // 64
+dtype = getattr(torch, args.dtype)
+program = os.path.join(os.environ.get("HCSMOE_BUILD", "build"), "hcsmoe_dist")
+environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1",
+                   OMPI_MCA_mpi_yield_when_idle="1", OMPI_MCA_hwloc_base_binding_policy="none")
+
+
+def make_checkpoint(folder):
+    generator = torch.Generator().manual_seed(0)
+    weight = lambda *shape: (torch.randn(*shape, generator=generator) * shape[-1] ** -0.5).to(dtype)
+    tensors = {"model.embed_tokens.weight": weight(V, D), "model.norm.weight": torch.ones(D, dtype=dtype), "lm_head.weight": weight(V, D)}
+    for layer in range(L):
+        at = f"model.layers.{layer}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{at}{norm}.weight"] = torch.ones(D, dtype=dtype)
+        for part in "qkvo":
+            tensors[f"{at}self_attn.{part}_proj.weight"] = weight(D, D)
+        for part in "qkv":
+            tensors[f"{at}self_attn.{part}_proj.bias"] = torch.zeros(D, dtype=dtype)
+        blocks = [f"{at}mlp.experts.{e}." for e in range(E)] + [f"{at}mlp.shared_expert."]
+        for block in blocks:
+            tensors[f"{block}gate_proj.weight"], tensors[f"{block}up_proj.weight"] = weight(F, D), weight(F, D)
+            tensors[f"{block}down_proj.weight"] = weight(D, F)
+        tensors[f"{at}mlp.gate.weight"], tensors[f"{at}mlp.shared_expert_gate.weight"] = weight(E, D), weight(1, D)
+    save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    config = dict(model_type="qwen2_moe", architectures=["Qwen2MoeForCausalLM"], hidden_size=D, num_hidden_layers=L, vocab_size=V,
+                  num_attention_heads=H, num_key_value_heads=H, intermediate_size=F, moe_intermediate_size=F,
+                  shared_expert_intermediate_size=F, num_experts=E, num_experts_per_tok=4, hidden_act="silu")
+    json.dump(config, open(os.path.join(folder, "config.json"), "w"))
+    ids = np.random.default_rng(0).integers(0, V, (args.sequences, args.length)).astype(np.int32)
+    np.save(os.path.join(folder, "ids.npy"), ids)
+
+
+def product_rate(seconds=1.5):
+    """GFLOP/s of [T, D] x [D, F] and [T, F] x [F, D], in the proportion in which the pass needs them (2 E : k)."""
+    torch.set_num_threads(2)
+    x, h = torch.randn(args.length, D).to(dtype), torch.randn(args.length, F).to(dtype)
+    up, down = torch.randn(F, D).to(dtype), torch.randn(D, F).to(dtype)
+    times = []
+    for a, w in ((x, up), (h, down)):
+        a @ w.t()
+        start, n = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds / 2:
+            a @ w.t()
+            n += 1
+        times.append((time.perf_counter() - start) / n)
+    share = 4 / (2 * E + 4)
+    return 2 * args.length * D * F / ((1 - share) * times[0] + share * times[1]) / 1e9
+
+
+def collect(folder, ranks, threads):
+    work = os.path.join(folder, "work")
+    shutil.rmtree(work, ignore_errors=True)
+    config = os.path.join(folder, "config.yaml")
+    with open(config, "w") as out:
+        json.dump({"model": folder, "work": work, "calibration": {"files": [os.path.join(folder, "ids.npy")], "sequences": args.sequences,
+                                                                  "length": args.length},
+                   "device": {"dtype": args.dtype, "threads": threads}}, out)
+    subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config], check=True, env=environment, capture_output=True)
+    run = json.load(open(os.path.join(work, "run.json")))
+    return run["tokens_per_second"], run["gflops"]
+
+
+with tempfile.TemporaryDirectory() as folder:
+    make_checkpoint(folder)
+    rows = []
+    for _ in range(args.repeats):
+        before = product_rate()
+        one = collect(folder, 1, 2)
+        between = product_rate()
+        two = collect(folder, 2, 1)
+        after = product_rate()
+        rows.append((one[0], one[1], one[1] / ((before + between) / 2), two[1], two[1] / one[1], two[1] / ((between + after) / 2), between))
+    median = [statistics.median(column) for column in zip(*rows)]
+    print(f"D={D} E={E} F={F} {args.dtype}, {L} layers, {args.sequences} x {args.length} tokens, medians of {args.repeats}")
+    print(f"products alone, 2 threads   {median[6]:8.1f} GFLOP/s")
+    print(f"1 rank x 2 threads          {median[1]:8.1f} GFLOP/s  {median[0]:9.1f} tokens/s  {median[2]:.2f} of the products alone")
+    print(f"2 ranks x 1 thread          {median[3]:8.1f} GFLOP/s  {median[4]:.2f} of 1 rank x 2 threads  {median[5]:.2f} of the products alone")
+    print("ratios of each repeat       ", " ".join(f"{r[2]:.2f}/{r[4]:.2f}" for r in rows))
