@@ -30,6 +30,9 @@ struct OutputFile {
 /// file of several element sizes the larger ones come first, so that every tensor is aligned to its element size.
 std::vector<OutputFile> output_layout(const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes);
 
+/// UserError if OUTPUT exists, or its disk has too little room. `assemble` asks the same; a run asks before it begins.
+void check_output_folder(const Checkpoint&, const std::vector<OutputFile>& layout, const std::filesystem::path& output);
+
 struct AssemblySummary {
   uint64_t bytes = 0;  // of all safetensors files
   int64_t files = 0, tensors = 0, copied_files = 0;

@@ -1,8 +1,8 @@
 #pragma once
-// A Hugging Face checkpoint folder, read only: config.json, *.safetensors (one file, or several with an index), and whatever else lies there.
-// Files are mapped, their headers are checked in full before any tensor is used, and tensors are looked up by name and handed out as views
-// of the mapped bytes. Nothing is read ahead of need: opening a checkpoint costs its headers.
-// Everything wrong with a file is a UserError that names the file, the tensor and what was expected.
+// A Hugging Face checkpoint folder, read only: config.json, *.safetensors (one file, or several with an index), and whatever else lies
+// there. Files are mapped, their headers are checked in full before any tensor is used, and tensors are looked up by name and handed out as
+// views of the mapped bytes. Nothing is read ahead of need: opening a checkpoint costs its headers. Everything wrong with a file is a
+// UserError that names the file, the tensor and what was expected.
 
 #include <ATen/core/Tensor.h>
 
@@ -52,17 +52,18 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint
 class Checkpoint {
  public:
   /// Opens and checks a folder. The index must name plain file names inside the folder; every tensor it lists must be where it says, and no
-  /// tensor may be in two files. With an index, only the files that it names are read; else model.safetensors alone; else all *.safetensors.
+  /// tensor may be in two files. With an index, only the files that it names are read; else model.safetensors alone; else all
+  /// *.safetensors.
   static Checkpoint open(const std::filesystem::path& folder);
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
 
   const std::filesystem::path& folder() const;
-  const nlohmann::ordered_json& config() const;         // config.json, key order kept
+  const nlohmann::ordered_json& config() const;             // config.json, key order kept
   const std::vector<std::filesystem::path>& files() const;  // the safetensors files, in order of their names
-  const std::vector<TensorInfo>& tensors() const;       // file by file, in the order of their bytes
-  uint64_t total_bytes() const;                         // of all tensors
+  const std::vector<TensorInfo>& tensors() const;           // file by file, in the order of their bytes
+  uint64_t total_bytes() const;                             // of all tensors
 
   bool has(const std::string& name) const;
   /// Throws UserError: the tensor is missing; names the folder and, where there is one, the nearest name.

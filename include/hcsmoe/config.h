@@ -76,7 +76,7 @@ struct Config {
   Recipe compression;
   DeviceConfig device;
   EvaluationConfig evaluation;
-  OutputConfig output_files;     // key `output_shard_size`
+  OutputConfig output_files;  // key `output_shard_size`
 };
 
 enum class Command { run, inspect, collect, plan, apply, evaluate };

@@ -20,8 +20,7 @@ class Error : public std::runtime_error {
 /// what: what is wrong, and where (file, line, key, tensor). hint: what to do about it; may be empty.
 class UserError : public Error {
  public:
-  explicit UserError(const std::string& what, const std::string& hint = "")
-      : Error(hint.empty() ? what : what + "\n  hint: " + hint) {}
+  explicit UserError(const std::string& what, const std::string& hint = "") : Error(hint.empty() ? what : what + "\n  hint: " + hint) {}
   ExitCode exit_code() const noexcept override { return ExitCode::user; }
 };
 

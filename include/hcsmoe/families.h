@@ -19,7 +19,7 @@ struct Rope {
   double theta = 10000;
   Scaling scaling = Scaling::none;
   double factor = 1;
-  int64_t original_max_positions = 0;  // yarn: of training before scaling; dynamic: max_position_embeddings
+  int64_t original_max_positions = 0;    // yarn: of training before scaling; dynamic: max_position_embeddings
   double beta_fast = 32, beta_slow = 1;  // yarn
   double attention_factor = 1;           // multiplies cos and sin (yarn: 0.1 ln(factor) + 1 unless given)
   bool truncate = true;                  // yarn: whole channels at the ends of the ramp
@@ -27,8 +27,8 @@ struct Rope {
 
 /// Tensor names; {layer} and {expert} are replaced. An empty name: the family has no such tensor.
 struct TensorNames {
-  std::string embedding, final_norm, output;  // output: lm_head
-  std::string input_norm, attention_norm;     // attention_norm: before the feed-forward block
+  std::string embedding, final_norm, output;        // output: lm_head
+  std::string input_norm, attention_norm;           // attention_norm: before the feed-forward block
   std::string query, key, value, attention_output;  // "...weight"; a bias is the same name with "bias"
   std::string dense_gate, dense_up, dense_down;
   std::string router;

@@ -1,8 +1,8 @@
 #pragma once
-// The layer sweep: the whole model passes over this rank's sequences one layer at a time, so that device memory holds a layer or two and the
-// hidden states, whatever the depth of the model. Weights are used where the checkpoint file is mapped; only what must be converted to the
-// type of computation is copied, one expert at a time, into buffers that are kept.
-// Letters: N tokens of this rank, T tokens of one sequence, D hidden size, F intermediate size, E experts, k top-k, V vocabulary.
+// The layer sweep: the whole model passes over this rank's sequences one layer at a time, so that device memory holds a layer or two and
+// the hidden states, whatever the depth of the model. Weights are used where the checkpoint file is mapped; only what must be converted to
+// the type of computation is copied, one expert at a time, into buffers that are kept. Letters: N tokens of this rank, T tokens of one
+// sequence, D hidden size, F intermediate size, E experts, k top-k, V vocabulary.
 //
 // The result of a row does not depend on which rank or thread computes it: attention works on one sequence at its own length, and every
 // matrix product is made of blocks of one fixed number of rows, zero-padded (docs/architecture.md, "Exactness").
@@ -40,8 +40,8 @@ class LayerSweep {
   ~LayerSweep();
   LayerSweep(const LayerSweep&) = delete;
 
-  /// Runs the next layer: attention, then the dense or sparse block. With statistics, every expert of a sparse block runs on all tokens, and
-  /// sums are added to `statistics` (not cleared here).
+  /// Runs the next layer: attention, then the dense or sparse block. With statistics, every expert of a sparse block runs on all tokens,
+  /// and sums are added to `statistics` (not cleared here).
   void run_layer(StatisticsAccumulator* statistics = nullptr);
   int64_t next_layer() const;
   int64_t tokens() const;

@@ -14,8 +14,8 @@
 namespace hcsmoe {
 
 /// Takes a merged tensor under its final name (expert numbers 0 .. K-1). `bytes` are valid only during the call.
-using TensorSink = std::function<void(const std::string& name, const DType&, const std::vector<int64_t>& shape,
-                                      std::span<const std::byte> bytes)>;
+using TensorSink =
+    std::function<void(const std::string& name, const DType&, const std::vector<int64_t>& shape, std::span<const std::byte> bytes)>;
 
 /// Router first, then experts in order: gate, up, down. The result does not depend on anything but the arguments.
 void merge_layer(const Checkpoint&, const ModelDescription&, const LayerPlan&, const TensorSink&);

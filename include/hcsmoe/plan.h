@@ -16,10 +16,10 @@ namespace hcsmoe {
 struct ModelDescription;
 
 struct Cluster {
-  std::vector<int64_t> members;  // ascending
-  std::vector<double> weights;   // of the members in the merged expert; sum 1
+  std::vector<int64_t> members;        // ascending
+  std::vector<double> weights;         // of the members in the merged expert; sum 1
   std::vector<double> router_weights;  // of the members' rows in the router row; sum 1
-  int64_t dominant = 0;          // the most used member; ties towards the smaller index
+  int64_t dominant = 0;                // the most used member; ties towards the smaller index
   bool operator==(const Cluster&) const = default;
 };
 

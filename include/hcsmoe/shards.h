@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>

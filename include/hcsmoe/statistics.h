@@ -15,8 +15,8 @@ namespace hcsmoe {
 /// Tensors are on the CPU. An undefined tensor was not collected.
 struct ExpertStatistics {
   int64_t layer = 0;
-  int64_t experts = 0;  // E
-  int64_t tokens = 0;   // T
+  int64_t experts = 0;                  // E
+  int64_t tokens = 0;                   // T
   at::Tensor routed_count;              // int64 [E]     tokens that chose e in their top-k
   at::Tensor routed_weight_sum;         // float64 [E]   final routing weight over those tokens
   at::Tensor router_probability_sum;    // float64 [E]   softmax score over all tokens

@@ -124,7 +124,15 @@ void refuse_existing(const fs::path& output) {
   throw UserError("output " + output.string() + " exists", "name another folder in `output`, or remove this one");
 }
 
-void check_free_space(const fs::path& folder, const std::vector<OutputFile>& files, const OtherFiles& others, const fs::path& output) {
+/// "out/" and "out" name the same folder, but "out/.partial" would be inside it.
+fs::path without_slash(const fs::path& folder) {
+  const fs::path normal = folder.lexically_normal();
+  return normal.has_filename() ? normal : normal.parent_path();
+}
+
+void check_free_space(const std::vector<OutputFile>& files, const OtherFiles& others, const fs::path& output) {
+  fs::path folder = fs::absolute(output).parent_path();
+  while (!fs::exists(folder) && folder.has_relative_path()) folder = folder.parent_path();  // it will be made
   struct statvfs disk {};
   // A file system that tells nothing (some network ones) is not refused: a full disk is found when it is written.
   if (::statvfs(folder.c_str(), &disk) != 0 || disk.f_blocks == 0 || disk.f_frsize == 0) return;
@@ -153,11 +161,14 @@ void remove_stale(const fs::path& partial) {
 
 }  // namespace
 
+void check_output_folder(const Checkpoint& checkpoint, const std::vector<OutputFile>& layout, const fs::path& output) {
+  refuse_existing(without_slash(output));
+  check_free_space(layout, other_files(checkpoint), without_slash(output));
+}
+
 AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const ModelDescription& model, int64_t experts_kept,
                          int64_t max_shard_bytes, const fs::path& work, const fs::path& output_as_given, const Written& progress) {
-  // "out/" and "out" name the same folder, but "out/.partial" would be inside it.
-  fs::path output = output_as_given.lexically_normal();
-  if (!output.has_filename()) output = output.parent_path();
+  const fs::path output = without_slash(output_as_given);
   const fs::path partial = output.string() + ".partial";
   const fs::path parent = output.has_parent_path() ? output.parent_path() : ".";
   const Written written = progress ? progress : [](uint64_t) {};
@@ -176,7 +187,7 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
   ranks.on_root([&] {
     remove_stale(partial);
     make_folder(parent);
-    check_free_space(parent, files, others, output);
+    check_free_space(files, others, output);
     make_folder(partial);
   });
 

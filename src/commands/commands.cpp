@@ -14,16 +14,9 @@ namespace {
 
 std::filesystem::path plan_file(const Config& config) { return config.work / "plan.json"; }
 
-std::string digest(const std::string& text) {
-  Hasher hasher;
-  hasher.add(text);
-  return hasher.hex();
-}
-
 /// What decides a shard: the checkpoint and the layer's clusters, not the tree they were cut from.
-ShardOrigin shard_origin(const Job& job, LayerPlan layer) {
-  layer.tree.clear();
-  return {job.summary.origin.checkpoint, digest(layer_plan_to_json(layer))};
+ShardOrigin shard_origin(const Job& job, const LayerPlan& layer) {
+  return {job.summary.origin.checkpoint, plan_fingerprint({{}, {}, {layer}})};
 }
 
 bool shard_is_valid(const Job& job, const LayerPlan& layer) {
@@ -91,8 +84,9 @@ Plan plan_from_statistics(Job& job) {
                           "collect them again: hcsmoe_dist collect CONFIG");
         }
         if (statistics.layer != layer || statistics.experts != job.model.experts) {
-          throw UserError(file.string() + ": holds layer " + std::to_string(statistics.layer) + " of " + std::to_string(statistics.experts) +
-                          " experts, expected layer " + std::to_string(layer) + " of " + std::to_string(job.model.experts));
+          throw UserError(file.string() + ": holds layer " + std::to_string(statistics.layer) + " of " +
+                          std::to_string(statistics.experts) + " experts, expected layer " + std::to_string(layer) + " of " +
+                          std::to_string(job.model.experts));
         }
         plan.origin = origin;
         plan.layers.push_back(plan_layer(statistics, plan.recipe));
@@ -133,7 +127,7 @@ void write_shards(Job& job, const Plan& plan) {
 
 void run(Job& job) {
   check_budget(job);
-  check_output(job);
+  check_output(job, job.experts_kept());
   open_work(job);
   const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
   describe(job, compute);
@@ -155,9 +149,8 @@ void run(Job& job) {
       job.ranks.on_root([&] {
         plan.layers.push_back(plan_layer(statistics, plan.recipe));
         text = layer_plan_to_json(plan.layers.back());
-        background.submit([&job, statistics] {
-          save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
-        });
+        background.submit(
+            [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
       });
       job.ranks.broadcast(text, 0);
       job.ranks.on_all([&] {
@@ -189,9 +182,8 @@ void collect(Job& job) {
   Background background;
   sweep(job, compute, ids, [&](const ExpertStatistics& statistics) {
     job.ranks.on_root([&] {
-      background.submit([&job, statistics] {
-        save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
-      });
+      background.submit(
+          [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
       background.check();
     });
   });
@@ -239,7 +231,7 @@ void apply(Job& job) {
   job.ranks.on_root(read);
   job.ranks.on_all(read);
   const auto kept = static_cast<int64_t>(plan.layers.front().clusters.size());
-  check_output(job);
+  check_output(job, kept);
   open_work(job);
   job.summary.recipe = plan.recipe;
   job.summary.origin.calibration = plan.origin.calibration;

@@ -36,7 +36,9 @@ void inspect(Job& job) {
   job.ranks.on_root([&] {
     const ModelDescription& m = job.model;
     const auto& calibration = job.config.calibration;
-    const auto line = [](const std::string& name, const std::string& value) { std::printf("%s%s\n", padded(name, 26).c_str(), value.c_str()); };
+    const auto line = [](const std::string& name, const std::string& value) {
+      std::printf("%s%s\n", padded(name, 26).c_str(), value.c_str());
+    };
     const auto bytes = [](double n) { return format_bytes(n); };
     const int64_t moe = job.summary.moe_layers, P = job.ranks.size();
 
@@ -54,11 +56,12 @@ void inspect(Job& job) {
     for (int64_t l = 0; l < m.layers; ++l) largest_layer = std::max(largest_layer, layer_bytes(job.checkpoint, m, l));
     const int64_t sequences = (calibration.sequences + P - 1) / P, N = sequences * calibration.length;
     const auto element = static_cast<int64_t>(compute.dtype == at::kBFloat16 ? 2 : 4);
-    const bool converts = job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype.torch != compute.dtype;
+    const bool converts =
+        job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype.torch != compute.dtype;
     const double hidden = static_cast<double>(N) * static_cast<double>(m.hidden_size) * static_cast<double>(4 + 4 + element);
     const double routed = static_cast<double>(N) * static_cast<double>(m.expert_intermediate) * static_cast<double>(element);
-    const double work = static_cast<double>(compute.threads) * 256.0 *
-                            static_cast<double>(2 * m.expert_intermediate + 2 * m.hidden_size) * static_cast<double>(element) +
+    const double work = static_cast<double>(compute.threads) * 256.0 * static_cast<double>(2 * m.expert_intermediate + 2 * m.hidden_size) *
+                            static_cast<double>(element) +
                         (converts ? converted_bytes(m, element) : 0.0);
     const double sums = 16.0 * static_cast<double>(m.experts) * static_cast<double>(m.expert_intermediate + m.experts);
     std::printf("\na rank of %lld, %d thread%s, %s, %lld sequences of %lld tokens\n", static_cast<long long>(P), compute.threads,
@@ -82,9 +85,10 @@ void inspect(Job& job) {
     std::snprintf(share, sizeof share, "%.1f %%", 100 * output / static_cast<double>(job.checkpoint.total_bytes()));
     std::printf("\nwith %lld experts a layer (%s)\n", static_cast<long long>(K), job.config.compression.method.c_str());
     line("  output", bytes(output) + " in " + std::to_string(files) + (files == 1 ? " file, " : " files, ") + share + " of the original");
-    line("  work folder", bytes(shards) + " of merged shards, " +
-                              bytes(static_cast<double>(moe) * 8.0 * static_cast<double>(m.experts) * static_cast<double>(m.hidden_size + m.experts)) +
-                              " of statistics");
+    line("  work folder",
+         bytes(shards) + " of merged shards, " +
+             bytes(static_cast<double>(moe) * 8.0 * static_cast<double>(m.experts) * static_cast<double>(m.hidden_size + m.experts)) +
+             " of statistics");
   });
 }
 

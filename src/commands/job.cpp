@@ -23,12 +23,18 @@ uint64_t free_bytes(std::filesystem::path folder) {
 void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log) {
   Job job = open_job(line, config, ranks, log);
   switch (line.command) {
-    case Command::run: return run(job);
-    case Command::inspect: return inspect(job);
-    case Command::collect: return collect(job);
-    case Command::plan: return plan(job);
-    case Command::apply: return apply(job);
-    case Command::evaluate: return evaluate(job);
+    case Command::run:
+      return run(job);
+    case Command::inspect:
+      return inspect(job);
+    case Command::collect:
+      return collect(job);
+    case Command::plan:
+      return plan(job);
+    case Command::apply:
+      return apply(job);
+    case Command::evaluate:
+      return evaluate(job);
   }
 }
 
@@ -64,9 +70,10 @@ void open_work(Job& job) {
 void check_budget(const Job& job) {
   job.ranks.on_root([&] {
     const int64_t K = job.experts_kept(), E = job.model.experts, k = job.model.routing.top_k;
-    const std::string found = job.config.source.string() + ": compression.experts keeps " + std::to_string(K) + " of " + std::to_string(E) +
-                              " experts a layer";
-    if (K > E) throw UserError(found + ", which is more than there are", "give a number from " + std::to_string(k) + " to " + std::to_string(E));
+    const std::string found =
+        job.config.source.string() + ": compression.experts keeps " + std::to_string(K) + " of " + std::to_string(E) + " experts a layer";
+    if (K > E)
+      throw UserError(found + ", which is more than there are", "give a number from " + std::to_string(k) + " to " + std::to_string(E));
     if (K < k) {
       throw UserError(found + ", but the model's router sends every token to " + std::to_string(k) + " experts (top-k)",
                       "give a number from " + std::to_string(k) + " to " + std::to_string(E));
@@ -74,37 +81,30 @@ void check_budget(const Job& job) {
   });
 }
 
-void check_output(const Job& job) {
+void check_output(const Job& job, int64_t experts_kept) {
   job.ranks.on_root([&] {
-    const auto& output = job.config.output;
-    if (std::filesystem::exists(output)) {
-      throw UserError("output " + output.string() + " exists already", "remove it, or name another folder (key output)");
-    }
-    uint64_t merged = 0, all = 0;
-    for (const OutputFile& file : output_layout(job.checkpoint, job.model, job.experts_kept(), job.config.output_files.max_shard_bytes)) {
-      all += file.bytes;
+    const auto layout = output_layout(job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes);
+    check_output_folder(job.checkpoint, layout, job.config.output);
+    uint64_t merged = 0;
+    for (const OutputFile& file : layout) {
       for (const OutputTensor& tensor : file.tensors) merged += tensor.from_shard ? tensor.info.bytes() : 0;
     }
-    const auto check = [](const std::filesystem::path& folder, uint64_t needed, const char* what) {
-      const uint64_t there = free_bytes(std::filesystem::absolute(folder));
-      if (there < needed) {
-        throw UserError(folder.string() + ": " + what + " needs " + format_bytes(static_cast<double>(needed)) + ", the disk has " +
-                            format_bytes(static_cast<double>(there)) + " free",
-                        "free space, or move it (keys output and work)");
-      }
-    };
-    check(output, all, "the output");
-    check(job.config.work, merged, "the work folder");
+    const uint64_t there = free_bytes(std::filesystem::absolute(job.config.work));
+    if (there < merged) {
+      throw UserError("work folder " + job.config.work.string() + " needs " + format_bytes(static_cast<double>(merged)) +
+                          " for merged shards, its disk has " + format_bytes(static_cast<double>(there)) + " free",
+                      "free some, or name a folder on another disk in `work`");
+    }
   });
 }
 
 void write_output(Job& job, int64_t experts_kept) {
   job.summary.stage("assembly", [&] {
+    // The bar shows rank 0's files.
+    const auto layout = output_layout(job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes);
     uint64_t bytes = 0;
-    for (const OutputFile& file : output_layout(job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes)) {
-      bytes += file.bytes;
-    }
-    Progress progress(job.log, "assembly", static_cast<int64_t>(bytes / static_cast<uint64_t>(job.ranks.size())) + 1, "B", "B");
+    for (size_t i = 0; i < layout.size(); i += static_cast<size_t>(job.ranks.size())) bytes += layout[i].bytes;
+    Progress progress(job.log, "assembly", static_cast<int64_t>(bytes), "B", "B");
     const AssemblySummary done = assemble(job.ranks, job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes,
                                           job.config.work, job.config.output, [&](uint64_t n) {
                                             progress.step(static_cast<int64_t>(n));

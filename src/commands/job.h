@@ -39,7 +39,7 @@ void open_work(Job&);
 /// UserError unless top-k <= K <= E.
 void check_budget(const Job&);
 /// UserError if the output exists, or its disk and the work folder's cannot hold what will be written.
-void check_output(const Job&);
+void check_output(const Job&, int64_t experts_kept);
 
 /// The calibration ids, on every rank: made on rank 0, saved as WORK/calibration.npy. Sets the origin of the statistics. int32 [S, T]
 at::Tensor prepare_calibration(Job&, const Compute&);

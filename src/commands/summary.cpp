@@ -40,7 +40,8 @@ std::string fixed(double value, int digits) {
 ordered_json perplexities(const std::vector<Perplexity>& results) {
   ordered_json list = ordered_json::array();
   for (const Perplexity& p : results) {
-    list.push_back({{"file", p.file.string()}, {"perplexity", p.value()}, {"tokens", p.tokens}, {"windows", p.windows}, {"length", p.length}});
+    list.push_back(
+        {{"file", p.file.string()}, {"perplexity", p.value()}, {"tokens", p.tokens}, {"windows", p.windows}, {"length", p.length}});
   }
   return list;
 }
@@ -115,8 +116,9 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
 
     if (s.output_bytes > 0) {
       log.info(std::to_string(s.moe_layers) + " layers of " + std::to_string(s.experts) + " experts -> " + std::to_string(s.experts_kept) +
-               "; weights " + format_bytes(static_cast<double>(s.model_bytes)) + " -> " + format_bytes(static_cast<double>(s.output_bytes)) +
-               " (" + fixed(100.0 * static_cast<double>(s.output_bytes) / static_cast<double>(s.model_bytes), 1) + " %)");
+               "; weights " + format_bytes(static_cast<double>(s.model_bytes)) + " -> " +
+               format_bytes(static_cast<double>(s.output_bytes)) + " (" +
+               fixed(100.0 * static_cast<double>(s.output_bytes) / static_cast<double>(s.model_bytes), 1) + " %)");
     }
     log.info("time: " + stages + "; total " + format_duration(total));
     if (s.sweep_tokens > 0 && s.sweep_seconds > 0) {

@@ -46,7 +46,8 @@ bool statistics_are_valid(const Job& job) {
         if (!std::filesystem::exists(file)) {
           valid = 0;
         } else if (load_statistics(file, &origin); !(origin == job.summary.origin)) {
-          job.log.info("statistics in " + file.parent_path().string() + " are of another checkpoint, calibration text or type: collecting anew");
+          job.log.info("statistics in " + file.parent_path().string() +
+                       " are of another checkpoint, calibration text or type: collecting anew");
           valid = 0;
         }
       } catch (const UserError& error) {

@@ -13,8 +13,7 @@ namespace hcsmoe {
 double Perplexity::value() const { return std::exp(negative_log_likelihood / static_cast<double>(tokens)); }
 
 std::vector<Perplexity> evaluate_perplexity(const Config& config, const Checkpoint& checkpoint, const ModelDescription& model,
-                                            const Compute& compute, const Ranks& ranks,
-                                            const std::function<void(int64_t)>& after_layer) {
+                                            const Compute& compute, const Ranks& ranks, const std::function<void(int64_t)>& after_layer) {
   const int64_t length = config.evaluation.length > 0 ? config.evaluation.length : config.calibration.length;
   std::vector<Perplexity> results;
   std::vector<at::Tensor> windows;

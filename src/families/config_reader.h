@@ -32,7 +32,8 @@ class ConfigReader {
 };
 
 /// What every family here shares: sizes, attention heads, norm, embeddings and rotary position embedding (rope_theta and rope_scaling, or
-/// rope_parameters as newer transformers versions write them). Names follow the Llama layout: "model.layers.{layer}.self_attn.q_proj.weight".
+/// rope_parameters as newer transformers versions write them). Names follow the Llama layout:
+/// "model.layers.{layer}.self_attn.q_proj.weight".
 ModelDescription describe_decoder(const ConfigReader& config, const std::string& family);
 
 }  // namespace hcsmoe

@@ -1,5 +1,5 @@
-// DeepSeek-MoE (arXiv 2401.06066): deepseek-moe-16b. The first layers are dense; the shared experts stand in the checkpoint as one feed-forward
-// block of n_shared_experts times the width, added without a gate.
+// DeepSeek-MoE (arXiv 2401.06066): deepseek-moe-16b. The first layers are dense; the shared experts stand in the checkpoint as one
+// feed-forward block of n_shared_experts times the width, added without a gate.
 
 #include <nlohmann/json.hpp>
 

@@ -28,7 +28,8 @@ ModelDescription describe_qwen2_moe(const nlohmann::ordered_json& json) {
   if (config.has("mlp_only_layers")) {
     const auto& list = config.value("mlp_only_layers");
     const bool whole = list.is_array() && std::all_of(list.begin(), list.end(), [](const auto& l) { return l.is_number_integer(); });
-    if (!whole) throw UserError("config.json: key 'mlp_only_layers' is " + list.dump().substr(0, 80) + ", expected a list of layer numbers");
+    if (!whole)
+      throw UserError("config.json: key 'mlp_only_layers' is " + list.dump().substr(0, 80) + ", expected a list of layer numbers");
     dense = list.get<std::vector<int64_t>>();
   }
   const bool windows = config.boolean("use_sliding_window", false) && config.has("sliding_window");

@@ -97,7 +97,8 @@ void LayerSweep::State::dense_block() {
   for_each_task(blocks_of(N, row_block), [&](int64_t b, int thread) {
     const int64_t begin = b * row_block;
     at::Tensor xb = x.narrow(0, begin, row_block);
-    norm_rows(begin, std::min(row_block, N - begin), norm, xb, data<float>(thread_float[static_cast<size_t>(thread)].get(1, D, at::kFloat)));
+    norm_rows(begin, std::min(row_block, N - begin), norm, xb,
+              data<float>(thread_float[static_cast<size_t>(thread)].get(1, D, at::kFloat)));
   });
   const TensorNames& names = model.names;
   feed_forward(x, weight(names.dense_gate, "gate"), weight(names.dense_up, "up"), weight(names.dense_down, "down"), {}, hidden);
@@ -188,7 +189,9 @@ void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
     const auto routed = static_cast<int64_t>(entries.size());
     const int64_t routed_blocks = blocks_of(routed, routed_row_block);
     if (!statistics && routed == 0) continue;
-    const auto expert_weight = [&](ExpertPart part, const char* slot) { return weights.get(expert_tensor_name(model, layer, e, part), slot); };
+    const auto expert_weight = [&](ExpertPart part, const char* slot) {
+      return weights.get(expert_tensor_name(model, layer, e, part), slot);
+    };
     const at::Tensor gate = expert_weight(ExpertPart::gate, "gate"), up = expert_weight(ExpertPart::up, "up");
     const at::Tensor down = expert_weight(ExpertPart::down, "down");
 
@@ -217,8 +220,9 @@ void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
       }
     });
     if (!finite) {
-      throw Error("layer " + std::to_string(layer) + ", expert " + std::to_string(e) +
-                  ": an intermediate value is not finite or exceeds 2^21; the checkpoint's weights are damaged, or need float32 (device.dtype)");
+      throw Error(
+          "layer " + std::to_string(layer) + ", expert " + std::to_string(e) +
+          ": an intermediate value is not finite or exceeds 2^21; the checkpoint's weights are damaged, or need float32 (device.dtype)");
     }
     // Without statistics only the routed tokens' rows are computed.
     if (!statistics) {
@@ -228,9 +232,10 @@ void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
         at::Tensor xb = thread_out[i].get(routed_row_block, D, compute.dtype);
         const auto row_bytes = static_cast<size_t>(D) * xb.element_size();
         for (int64_t r = 0; r < n; ++r) {
-          std::memcpy(static_cast<char*>(xb.mutable_data_ptr()) + static_cast<size_t>(r) * row_bytes,
-                      static_cast<const char*>(x.const_data_ptr()) + static_cast<size_t>(entries[static_cast<size_t>(begin + r)].row) * row_bytes,
-                      row_bytes);
+          std::memcpy(
+              static_cast<char*>(xb.mutable_data_ptr()) + static_cast<size_t>(r) * row_bytes,
+              static_cast<const char*>(x.const_data_ptr()) + static_cast<size_t>(entries[static_cast<size_t>(begin + r)].row) * row_bytes,
+              row_bytes);
         }
         if (n < routed_row_block) xb.narrow(0, n, routed_row_block - n).zero_();
         at::Tensor g = units_of_routed.narrow(0, begin, routed_row_block), u = thread_up[i].get(routed_row_block, F, compute.dtype);
@@ -266,7 +271,8 @@ void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
 
   if (model.shared_intermediate > 0) {
     const TensorNames& names = model.names;
-    feed_forward(x, weight(names.shared_gate, "gate"), weight(names.shared_up, "up"), weight(names.shared_down, "down"), shared_scale, output);
+    feed_forward(x, weight(names.shared_gate, "gate"), weight(names.shared_up, "up"), weight(names.shared_down, "down"), shared_scale,
+                 output);
   }
   for_each_task(blocks_of(N, row_block), [&](int64_t b, int) {
     const int64_t begin = b * row_block, n = std::min(row_block, N - begin);

@@ -45,7 +45,8 @@ std::vector<at::Tensor> LayerSweep::logits() {
   State& state = *state_;
   const int64_t V = state.model.vocabulary;
   at::Tensor all = at::empty({state.tokens(), V}, at::TensorOptions().dtype(at::kFloat));
-  state.for_each_logits([&](int64_t row, int64_t first, const float* z, int64_t n) { std::copy(z, z + n, data<float>(all) + row * V + first); });
+  state.for_each_logits(
+      [&](int64_t row, int64_t first, const float* z, int64_t n) { std::copy(z, z + n, data<float>(all) + row * V + first); });
   std::vector<at::Tensor> result;
   for (size_t s = 0; s < state.sequences.size(); ++s) result.push_back(all.narrow(0, state.first_row[s], state.sequences[s].numel()));
   return result;

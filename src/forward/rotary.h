@@ -7,8 +7,8 @@
 
 namespace hcsmoe {
 
-/// cos and sin of position x frequency for positions 0 .. T-1, float32 [T, C/2] each. The arithmetic follows transformers' (float32 frequencies
-/// and angles), because at large positions the rounding of the angle is larger than what the logits may differ by.
+/// cos and sin of position x frequency for positions 0 .. T-1, float32 [T, C/2] each. The arithmetic follows transformers' (float32
+/// frequencies and angles), because at large positions the rounding of the angle is larger than what the logits may differ by.
 struct RotaryTable {
   at::Tensor cos, sin;
 };

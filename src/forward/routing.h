@@ -19,7 +19,8 @@ struct Routing {
   int64_t largest() const;                    // tokens of the busiest expert
 };
 
-/// One token: probabilities [E] = softmax(logits) in double; chosen: k (expert, weight) by descending probability, equal ones by smaller index.
+/// One token: probabilities [E] = softmax(logits) in double; chosen: k (expert, weight) by descending probability, equal ones by smaller
+/// index.
 struct RoutedToken {
   std::vector<double> probabilities;
   std::vector<std::pair<int32_t, float>> chosen;

@@ -6,11 +6,8 @@
 #include <bit>
 #include <cmath>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define HCSMOE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define HCSMOE_CLONES
-#endif
+#include "support/vector_width.h"
+
 #define HCSMOE_INLINE inline __attribute__((always_inline))
 
 namespace hcsmoe {
@@ -114,19 +111,21 @@ HCSMOE_INLINE double dot_body(const T* __restrict a, const double* __restrict b,
 
 }  // namespace
 
-HCSMOE_CLONES void gated_units(float* gate, const float* up, int64_t rows, int64_t width) { gated_units_body(gate, up, rows * width); }
-HCSMOE_CLONES void gated_units(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH void gated_units(float* gate, const float* up, int64_t rows, int64_t width) {
+  gated_units_body(gate, up, rows * width);
+}
+HCSMOE_FOR_EACH_VECTOR_WIDTH void gated_units(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width) {
   gated_units_body(gate, up, rows * width);
 }
 
-HCSMOE_CLONES bool gated_units_summed(float* gate, const float* up, int64_t rows, int64_t width, int64_t* sums) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH bool gated_units_summed(float* gate, const float* up, int64_t rows, int64_t width, int64_t* sums) {
   return gated_units_summed_body(gate, up, rows, width, sums);
 }
-HCSMOE_CLONES bool gated_units_summed(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width, int64_t* sums) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH bool gated_units_summed(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width, int64_t* sums) {
   return gated_units_summed_body(gate, up, rows, width, sums);
 }
 
-HCSMOE_CLONES bool outer_product_summed(const float* z, int64_t width, int64_t* sums) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH bool outer_product_summed(const float* z, int64_t width, int64_t* sums) {
   int bad = 0;
   for (int64_t i = 0; i < width; ++i) {
     const auto zi = static_cast<double>(z[i]);
@@ -140,7 +139,7 @@ HCSMOE_CLONES bool outer_product_summed(const float* z, int64_t width, int64_t* 
   return bad == 0;
 }
 
-HCSMOE_CLONES void rms_norm(const float* x, const float* weight, double epsilon, int64_t width, float* out) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH void rms_norm(const float* x, const float* weight, double epsilon, int64_t width, float* out) {
   double partial[16] = {};
   const int64_t whole = width / 16 * 16;
   for (int64_t i = 0; i < whole; i += 16) {
@@ -153,18 +152,20 @@ HCSMOE_CLONES void rms_norm(const float* x, const float* weight, double epsilon,
   for (int64_t i = 0; i < width; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-HCSMOE_CLONES double add_scaled(const float* y, float factor, int64_t width, float* out) { return add_scaled_body(y, factor, width, out); }
-HCSMOE_CLONES double add_scaled(const uint16_t* y, float factor, int64_t width, float* out) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH double add_scaled(const float* y, float factor, int64_t width, float* out) {
+  return add_scaled_body(y, factor, width, out);
+}
+HCSMOE_FOR_EACH_VECTOR_WIDTH double add_scaled(const uint16_t* y, float factor, int64_t width, float* out) {
   return add_scaled_body(y, factor, width, out);
 }
 
-HCSMOE_CLONES double dot(const float* a, const double* b, int64_t width) { return dot_body(a, b, width); }
-HCSMOE_CLONES double dot_bfloat16(const uint16_t* a, const double* b, int64_t width) { return dot_body(a, b, width); }
+HCSMOE_FOR_EACH_VECTOR_WIDTH double dot(const float* a, const double* b, int64_t width) { return dot_body(a, b, width); }
+HCSMOE_FOR_EACH_VECTOR_WIDTH double dot_bfloat16(const uint16_t* a, const double* b, int64_t width) { return dot_body(a, b, width); }
 
-HCSMOE_CLONES void to_bfloat16(const float* in, int64_t n, uint16_t* out) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH void to_bfloat16(const float* in, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = round_to_bfloat16(in[i]);
 }
-HCSMOE_CLONES void to_float(const uint16_t* in, int64_t n, float* out) {
+HCSMOE_FOR_EACH_VECTOR_WIDTH void to_float(const uint16_t* in, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = load(in[i]);
 }
 

@@ -1,8 +1,8 @@
 #pragma once
-// Loops over rows that run between the matrix products, on CPUs. Each row's result depends on that row alone: not on its place in a block, on
-// its neighbours, on the number of threads, or on the vector width of the machine (no fused multiply-add, fixed numbers of partial sums, an exp
-// of our own instead of a library's whose vector body and scalar tail differ).
-// Floating data come as float or as bfloat16 bits (uint16_t).
+// Loops over rows that run between the matrix products, on CPUs. Each row's result depends on that row alone: not on its place in a block,
+// on its neighbours, on the number of threads, or on the vector width of the machine (no fused multiply-add, fixed numbers of partial sums,
+// an exp of our own instead of a library's whose vector body and scalar tail differ). Floating data come as float or as bfloat16 bits
+// (uint16_t).
 
 #include <cstdint>
 
@@ -17,8 +17,8 @@ void gated_units(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width
 [[nodiscard]] bool gated_units_summed(float* gate, const float* up, int64_t rows, int64_t width, int64_t* sums);
 [[nodiscard]] bool gated_units_summed(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width, int64_t* sums);
 
-/// sums[i][j] += z[i] z[j] for j >= i, in units of 2^-30: one row of `width`, at most 1024 calls between clearing. Returns false if a product
-/// is not finite or >= 2^21.
+/// sums[i][j] += z[i] z[j] for j >= i, in units of 2^-30: one row of `width`, at most 1024 calls between clearing. Returns false if a
+/// product is not finite or >= 2^21.
 [[nodiscard]] bool outer_product_summed(const float* z, int64_t width, int64_t* sums);
 
 /// out = x / sqrt(mean(x^2) + epsilon) * weight: one row of `width`. (RMSNorm, arXiv 1910.07467)

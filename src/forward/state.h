@@ -26,7 +26,7 @@ struct LayerSweep::State {
   int64_t layer = 0;  // the next one
   double operations = 0;
 
-  at::Tensor hidden;  // float32 [N, D]: the residual stream
+  at::Tensor hidden;                      // float32 [N, D]: the residual stream
   std::map<int64_t, RotaryTable> rotary;  // by sequence length
 
   // Buffers that are kept from layer to layer.

@@ -48,8 +48,8 @@ at::Tensor expert_output_sums(const StatisticsAccumulator& sums, const Checkpoin
   at::Tensor result = at::empty({E, D}, at::TensorOptions().dtype(at::kDouble));
   const auto row_bytes = static_cast<size_t>(D) * sizeof(double);
   for (int64_t e = 0; e < E; ++e) {
-    std::memcpy(data<double>(result) + e * D, parts[static_cast<size_t>(e % ranks.size())].data() + static_cast<size_t>(e / ranks.size()) * row_bytes,
-                row_bytes);
+    std::memcpy(data<double>(result) + e * D,
+                parts[static_cast<size_t>(e % ranks.size())].data() + static_cast<size_t>(e / ranks.size()) * row_bytes, row_bytes);
   }
   return result;
 }

@@ -86,7 +86,8 @@ void LayerSweep::State::norm_rows(int64_t first, int64_t n, const at::Tensor& we
   if (n < out.size(0)) out.narrow(0, n, out.size(0) - n).zero_();
 }
 
-LayerSweep::LayerSweep(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute, std::vector<at::Tensor> sequences)
+LayerSweep::LayerSweep(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute,
+                       std::vector<at::Tensor> sequences)
     : state_(std::make_unique<State>(checkpoint, model, compute, std::move(sequences))) {
   for (const std::string& name : layer_tensor_names(model, 0)) checkpoint.will_need(name);
   state_->embed();

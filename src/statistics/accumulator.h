@@ -1,5 +1,6 @@
 #pragma once
-// The sums of one layer while its tokens pass, on one rank. All of them lie in one int64 buffer, so one all-reduce a layer adds up the ranks.
+// The sums of one layer while its tokens pass, on one rank. All of them lie in one int64 buffer, so one all-reduce a layer adds up the
+// ranks.
 
 #include <cstdint>
 #include <span>
@@ -21,11 +22,11 @@ struct StatisticsAccumulator {
 
   const int64_t experts, intermediate;
   std::vector<int64_t> buffer;
-  std::span<int64_t> tokens;        // [1]
-  std::span<int64_t> routed_count;  // [E]
+  std::span<int64_t> tokens;                                                                                                     // [1]
+  std::span<int64_t> routed_count;                                                                                               // [E]
   FixedPointSums routed_weight_sum, router_probability_sum, routed_output_norm_sum, weighted_output_norm_sum, router_logit_sum;  // [E]
-  FixedPointSums router_logit_gram;  // [E, E]
-  FixedPointSums unit_sum;           // [E, F]
+  FixedPointSums router_logit_gram;                                                                                              // [E, E]
+  FixedPointSums unit_sum;                                                                                                       // [E, F]
 };
 
 }  // namespace hcsmoe

@@ -22,8 +22,9 @@ class File {
   ~File();
   int descriptor() const { return fd_; }
   uint64_t size() const;
-  void read_at(uint64_t offset, std::span<std::byte> out) const;  // all of it: loops over short reads and EINTR; the file ending early is an error
-  void write(std::span<const std::byte> bytes);                   // at the current end; loops likewise
+  void read_at(uint64_t offset,
+               std::span<std::byte> out) const;  // all of it: loops over short reads and EINTR; the file ending early is an error
+  void write(std::span<const std::byte> bytes);  // at the current end; loops likewise
   void sync() const;
   void close();  // checked, unlike the destructor's
 

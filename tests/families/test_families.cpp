@@ -21,20 +21,33 @@ const Family& family(const std::string& type) {
 /// The published sizes of a model of each family.
 ordered_json published(const std::string& type) {
   if (type == "mixtral") {  // Mixtral-8x7B
-    return {{"hidden_size", 4096}, {"num_hidden_layers", 32}, {"vocab_size", 32000}, {"num_attention_heads", 32}, {"num_key_value_heads", 8},
-            {"num_local_experts", 8}, {"num_experts_per_tok", 2}, {"intermediate_size", 14336}, {"rope_theta", 1e6}, {"rms_norm_eps", 1e-5},
-            {"sliding_window", nullptr}, {"max_position_embeddings", 32768}, {"hidden_act", "silu"}, {"tie_word_embeddings", false}};
+    return {{"hidden_size", 4096},      {"num_hidden_layers", 32},     {"vocab_size", 32000},       {"num_attention_heads", 32},
+            {"num_key_value_heads", 8}, {"num_local_experts", 8},      {"num_experts_per_tok", 2},  {"intermediate_size", 14336},
+            {"rope_theta", 1e6},        {"rms_norm_eps", 1e-5},        {"sliding_window", nullptr}, {"max_position_embeddings", 32768},
+            {"hidden_act", "silu"},     {"tie_word_embeddings", false}};
   }
   if (type == "qwen2_moe") {  // Qwen1.5-MoE-A2.7B
-    return {{"hidden_size", 2048}, {"num_hidden_layers", 24}, {"vocab_size", 151936}, {"num_attention_heads", 16}, {"num_key_value_heads", 16},
-            {"num_experts", 60}, {"num_experts_per_tok", 4}, {"intermediate_size", 5632}, {"moe_intermediate_size", 1408},
-            {"shared_expert_intermediate_size", 5632}, {"norm_topk_prob", false}, {"decoder_sparse_step", 1}, {"rope_theta", 1e6},
-            {"use_sliding_window", false}, {"sliding_window", 32768}, {"max_window_layers", 21}};
+    return {{"hidden_size", 2048},
+            {"num_hidden_layers", 24},
+            {"vocab_size", 151936},
+            {"num_attention_heads", 16},
+            {"num_key_value_heads", 16},
+            {"num_experts", 60},
+            {"num_experts_per_tok", 4},
+            {"intermediate_size", 5632},
+            {"moe_intermediate_size", 1408},
+            {"shared_expert_intermediate_size", 5632},
+            {"norm_topk_prob", false},
+            {"decoder_sparse_step", 1},
+            {"rope_theta", 1e6},
+            {"use_sliding_window", false},
+            {"sliding_window", 32768},
+            {"max_window_layers", 21}};
   }
-  return {{"hidden_size", 2048}, {"num_hidden_layers", 28}, {"vocab_size", 102400}, {"num_attention_heads", 16}, {"num_key_value_heads", 16},
-          {"n_routed_experts", 64}, {"num_experts_per_tok", 6}, {"n_shared_experts", 2}, {"intermediate_size", 10944},
-          {"moe_intermediate_size", 1408}, {"first_k_dense_replace", 1}, {"moe_layer_freq", 1}, {"norm_topk_prob", false},
-          {"scoring_func", "softmax"}, {"rope_scaling", nullptr}, {"attention_bias", false}};
+  return {{"hidden_size", 2048},        {"num_hidden_layers", 28},       {"vocab_size", 102400},       {"num_attention_heads", 16},
+          {"num_key_value_heads", 16},  {"n_routed_experts", 64},        {"num_experts_per_tok", 6},   {"n_shared_experts", 2},
+          {"intermediate_size", 10944}, {"moe_intermediate_size", 1408}, {"first_k_dense_replace", 1}, {"moe_layer_freq", 1},
+          {"norm_topk_prob", false},    {"scoring_func", "softmax"},     {"rope_scaling", nullptr},    {"attention_bias", false}};
 }
 
 std::string message(const std::string& type, const ordered_json& config) {
@@ -70,7 +83,8 @@ TEST(Families, EveryFamilyDescribesItsPublishedModel) {
 
 TEST(Families, EveryMissingSizeIsNamed) {
   for (const Family& f : families()) {
-    for (const char* key : {"hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_experts_per_tok", "intermediate_size"}) {
+    for (const char* key :
+         {"hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_experts_per_tok", "intermediate_size"}) {
       ordered_json config = published(f.model_type);
       config.erase(key);
       EXPECT_NE(message(f.model_type, config).find(std::string("'") + key + "'"), std::string::npos) << f.model_type << " " << key;

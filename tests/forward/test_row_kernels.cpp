@@ -39,7 +39,8 @@ TEST(RowKernels, GatedUnitsEqualTheFormula) {
     gated_units(gate.data(), up.data(), 5, width);
     for (size_t i = 0; i < gate.size(); ++i) {
       const double exact = static_cast<double>(before[i]) / (1 + std::exp(-static_cast<double>(before[i]))) * static_cast<double>(up[i]);
-      largest = std::max(largest, std::fabs(static_cast<double>(gate[i]) - exact) / (std::fabs(exact) + 1e-30 + (std::fabs(exact) < 1e-30)));
+      largest =
+          std::max(largest, std::fabs(static_cast<double>(gate[i]) - exact) / (std::fabs(exact) + 1e-30 + (std::fabs(exact) < 1e-30)));
     }
   }
   std::printf("largest relative error %g\n", largest);
@@ -53,7 +54,8 @@ TEST(RowKernels, ARowDependsOnNothingButItself) {
     std::vector<float> together = gate;
     gated_units(together.data(), up.data(), 9, width);
     for (size_t r = 0; r < 9; ++r) {
-      std::vector<float> alone(gate.begin() + static_cast<std::ptrdiff_t>(r * row), gate.begin() + static_cast<std::ptrdiff_t>((r + 1) * row));
+      std::vector<float> alone(gate.begin() + static_cast<std::ptrdiff_t>(r * row),
+                               gate.begin() + static_cast<std::ptrdiff_t>((r + 1) * row));
       gated_units(alone.data(), up.data() + r * row, 1, width);
       EXPECT_EQ(0, std::memcmp(alone.data(), together.data() + r * row, row * sizeof(float))) << "row " << r << " of width " << width;
     }

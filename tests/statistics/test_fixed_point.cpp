@@ -15,7 +15,8 @@ namespace {
 std::vector<double> values(size_t n) {
   std::mt19937_64 random(5);
   std::vector<double> result(n);
-  for (double& v : result) v = std::ldexp(static_cast<double>(static_cast<int64_t>(random())), -63) * std::pow(10.0, static_cast<double>(random() % 12) - 6);
+  for (double& v : result)
+    v = std::ldexp(static_cast<double>(static_cast<int64_t>(random())), -63) * std::pow(10.0, static_cast<double>(random() % 12) - 6);
   return result;
 }
 
