@@ -43,7 +43,7 @@ struct Recipe {
 };
 
 struct CalibrationConfig {
-  std::vector<std::filesystem::path> files;  // .jsonl[.gz], .txt[.gz], .npy
+  std::vector<std::filesystem::path> files;  // .jsonl[.gz], .json[.gz], .txt[.gz], .npy
   std::string text_key = "text";
   int64_t sequences = 32;
   int64_t length = 2048;  // tokens a sequence

@@ -33,6 +33,14 @@ std::string dtype_name(const Compute&);  // "float32", "bfloat16"
 
 struct StatisticsAccumulator;
 
+/// What a sweep has done so far on this rank: floating point operations of its matrix products, and where its time went.
+struct SweepFigures {
+  double operations = 0;        // all products
+  double block_operations = 0;  // of these, of sparse blocks: routers, routed and shared experts
+  double block_seconds = 0;     // in sparse blocks
+  double attention_seconds = 0;
+};
+
 class LayerSweep {
  public:
   /// sequences: int32 ids, each [T], this rank's share (may be none). The checkpoint and the description must outlive the sweep.
@@ -45,8 +53,7 @@ class LayerSweep {
   void run_layer(StatisticsAccumulator* statistics = nullptr);
   int64_t next_layer() const;
   int64_t tokens() const;
-  /// Floating point operations of the matrix products so far, on this rank.
-  double operations() const;
+  const SweepFigures& figures() const;
 
   // After the last layer:
   /// Of each sequence, the sum over its tokens but the first of -log p(token | tokens before it), natural logarithm.

@@ -37,7 +37,7 @@ void inspect(Job& job) {
     const ModelDescription& m = job.model;
     const auto& calibration = job.config.calibration;
     const auto line = [](const std::string& name, const std::string& value) {
-      std::printf("%s%s\n", padded(name, 26).c_str(), value.c_str());
+      std::printf("%s%s\n", padded(name, 28).c_str(), value.c_str());
     };
     const auto bytes = [](double n) { return format_bytes(n); };
     const int64_t moe = job.summary.moe_layers, P = job.ranks.size();
@@ -60,7 +60,7 @@ void inspect(Job& job) {
         job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype.torch != compute.dtype;
     const double hidden = static_cast<double>(N) * static_cast<double>(m.hidden_size) * static_cast<double>(4 + 4 + element);
     const double routed = static_cast<double>(N) * static_cast<double>(m.expert_intermediate) * static_cast<double>(element);
-    const double work = static_cast<double>(compute.threads) * 256.0 * static_cast<double>(2 * m.expert_intermediate + 2 * m.hidden_size) *
+    const double work = static_cast<double>(compute.threads) * 512.0 * static_cast<double>(2 * m.expert_intermediate + 2 * m.hidden_size) *
                             static_cast<double>(element) +
                         (converts ? converted_bytes(m, element) : 0.0);
     const double sums = 16.0 * static_cast<double>(m.experts) * static_cast<double>(m.expert_intermediate + m.experts);

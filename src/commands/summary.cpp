@@ -1,5 +1,6 @@
 #include "commands/summary.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -28,7 +29,7 @@ int64_t peak_memory_bytes() {
 
 struct RankFigures {
   int64_t peak_memory = 0;
-  double operations = 0;
+  SweepFigures sweep;
 };
 
 std::string fixed(double value, int digits) {
@@ -70,16 +71,19 @@ std::string perplexity_line(const Perplexity& p) {
 }
 
 void finish_summary(const Summary& s, const std::filesystem::path& work, const Ranks& ranks, Log& log) {
-  const RankFigures mine{peak_memory_bytes(), s.operations};
+  const RankFigures mine{peak_memory_bytes(), s.figures};
   const auto gathered = ranks.gather(std::string(reinterpret_cast<const char*>(&mine), sizeof mine), 0);
   ranks.on_root([&] {
     std::vector<int64_t> peak;
-    double operations = 0;
+    SweepFigures all;  // operations added up; seconds of the slowest rank
     for (const std::string& bytes : gathered) {
       RankFigures rank;
       std::memcpy(&rank, bytes.data(), sizeof rank);
       peak.push_back(rank.peak_memory);
-      operations += rank.operations;
+      all.operations += rank.sweep.operations;
+      all.block_operations += rank.sweep.block_operations;
+      all.block_seconds = std::max(all.block_seconds, rank.sweep.block_seconds);
+      all.attention_seconds = std::max(all.attention_seconds, rank.sweep.attention_seconds);
     }
     double total = 0;
     std::string stages;
@@ -103,8 +107,10 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     if (s.sweep_tokens > 0 && s.sweep_seconds > 0) {
       json["tokens"] = s.sweep_tokens;
       json["tokens_per_second"] = static_cast<double>(s.sweep_tokens) / s.sweep_seconds;
-      json["operations"] = operations;
-      json["gflops"] = operations / s.sweep_seconds / 1e9;
+      json["operations"] = all.operations;
+      json["gflops"] = all.operations / s.sweep_seconds / 1e9;
+      json["experts_pass"] = {{"seconds", all.block_seconds}, {"gflops", all.block_operations / all.block_seconds / 1e9}};
+      json["attention_seconds"] = all.attention_seconds;
     }
     json["bytes"] = {{"model", s.model_bytes}};
     if (s.output_bytes > 0) json["bytes"]["output"] = s.output_bytes;
@@ -123,7 +129,8 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     log.info("time: " + stages + "; total " + format_duration(total));
     if (s.sweep_tokens > 0 && s.sweep_seconds > 0) {
       log.info("sweep: " + format_count(static_cast<double>(s.sweep_tokens) / s.sweep_seconds) + " tokens/s through the whole model, " +
-               fixed(operations / s.sweep_seconds / 1e9, 1) + " GFLOP/s");
+               fixed(all.operations / s.sweep_seconds / 1e9, 1) + " GFLOP/s; experts " + format_duration(all.block_seconds) + " at " +
+               fixed(all.block_operations / all.block_seconds / 1e9, 1) + " GFLOP/s, attention " + format_duration(all.attention_seconds));
     }
     std::string memory;
     for (const int64_t bytes : peak) memory += (memory.empty() ? "" : ", ") + format_bytes(static_cast<double>(bytes));

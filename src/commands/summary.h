@@ -26,7 +26,7 @@ struct Summary {
   std::vector<std::pair<std::string, double>> seconds;  // by stage, in order
   int64_t sweep_tokens = 0;                             // over all ranks
   double sweep_seconds = 0;
-  double operations = 0;  // of this rank's matrix products
+  SweepFigures figures;  // of this rank
   uint64_t model_bytes = 0, output_bytes = 0;
   std::string output;
   std::vector<std::string> left_out;

@@ -83,7 +83,7 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::f
       progress.step();
       progress.add_detail(static_cast<double>(ids.numel()) / static_cast<double>(job.model.layers));
     }
-    job.summary.operations = layers.operations();
+    job.summary.figures = layers.figures();
   });
   job.summary.sweep_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }

@@ -101,7 +101,7 @@ CalibrationConfig read_calibration(const YamlNode& root, bool needs_files) {
   const Section section(root, "calibration");
   CalibrationConfig config;
   for (const Section::Path& file : section.paths("files")) {
-    if (needs_files) check_file(section, "files", file, {".jsonl", ".jsonl.gz", ".txt", ".txt.gz", ".npy"});
+    if (needs_files) check_file(section, "files", file, {".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".npy"});
     config.files.push_back(file.path);
   }
   const auto token_ids =
@@ -151,7 +151,7 @@ EvaluationConfig read_evaluation(const YamlNode& root, bool needs_files) {
   const Section section(root, "evaluation");
   EvaluationConfig config;
   for (const Section::Path& file : section.paths("perplexity")) {
-    if (needs_files) check_file(section, "perplexity", file, {".jsonl", ".jsonl.gz", ".txt", ".txt.gz"});
+    if (needs_files) check_file(section, "perplexity", file, {".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz"});
     config.perplexity.push_back(file.path);
   }
   for (const Section::Path& file : section.paths("tasks")) {

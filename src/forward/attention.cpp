@@ -150,7 +150,7 @@ void LayerSweep::State::attention() {
     attended_pairs += T * (T + 1) / 2;
   }
   const auto N = static_cast<double>(tokens());
-  operations += 2 * N * static_cast<double>(D * C * (2 * H + 2 * K)) + 4 * attended_pairs * static_cast<double>(H * C);
+  figures.operations += 2 * N * static_cast<double>(D * C * (2 * H + 2 * K)) + 4 * attended_pairs * static_cast<double>(H * C);
 }
 
 }  // namespace hcsmoe

@@ -87,7 +87,7 @@ void LayerSweep::State::feed_forward(const at::Tensor& input, const at::Tensor& 
       add_row(y, r, scale.empty() ? 1.0f : scale[static_cast<size_t>(row)], data<float>(output) + row * D);
     }
   });
-  operations += 6.0 * static_cast<double>(N) * static_cast<double>(D) * static_cast<double>(F);
+  figures.operations += 6.0 * static_cast<double>(N) * static_cast<double>(D) * static_cast<double>(F);
 }
 
 void LayerSweep::State::dense_block() {
@@ -151,7 +151,7 @@ Routing LayerSweep::State::route(StatisticsAccumulator* statistics) {
       sums.add_to(*statistics);
     }
   });
-  operations += 2.0 * static_cast<double>(N) * static_cast<double>(D) * static_cast<double>(E);
+  figures.operations += 2.0 * static_cast<double>(N) * static_cast<double>(D) * static_cast<double>(E);
 
   Routing routing;
   routing.of_expert.resize(static_cast<size_t>(E));
@@ -266,7 +266,7 @@ void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
       }
     }
     const auto all = static_cast<double>(statistics ? N : routed), DF = static_cast<double>(D * F);
-    operations += 4 * all * DF + 2 * static_cast<double>(routed) * DF;
+    figures.operations += 4 * all * DF + 2 * static_cast<double>(routed) * DF;
   }
 
   if (model.shared_intermediate > 0) {

@@ -38,7 +38,7 @@ void LayerSweep::State::for_each_logits(const std::function<void(int64_t row, in
     });
   }
   checkpoint.done_with(model.names.output);
-  operations += 2.0 * static_cast<double>(N) * static_cast<double>(D) * static_cast<double>(V);
+  figures.operations += 2.0 * static_cast<double>(N) * static_cast<double>(D) * static_cast<double>(V);
 }
 
 std::vector<at::Tensor> LayerSweep::logits() {

@@ -8,8 +8,8 @@
 
 namespace hcsmoe {
 
-inline constexpr int64_t row_block = 256;        // rows of a product over all tokens
-inline constexpr int64_t routed_row_block = 64;  // rows of a product over the tokens of one expert
+inline constexpr int64_t row_block = 512;         // rows of a product over all tokens
+inline constexpr int64_t routed_row_block = 128;  // rows of a product over the tokens of one expert
 
 inline int64_t blocks_of(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
 inline int64_t padded(int64_t rows, int64_t block) { return blocks_of(rows, block) * block; }

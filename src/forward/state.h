@@ -24,7 +24,7 @@ struct LayerSweep::State {
   std::vector<int64_t> first_row;           // of each sequence, and N at the end
   Weights weights;
   int64_t layer = 0;  // the next one
-  double operations = 0;
+  SweepFigures figures;
 
   at::Tensor hidden;                      // float32 [N, D]: the residual stream
   std::map<int64_t, RotaryTable> rotary;  // by sequence length

@@ -2,7 +2,9 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <chrono>
 #include <thread>
+#include <utility>
 
 #include "forward/row_kernels.h"
 #include "forward/state.h"
@@ -65,7 +67,12 @@ void LayerSweep::State::embed() {
     const auto* ids = const_data<int32_t>(sequences[s]);
     for (int64_t t = 0; t < sequences[s].numel(); ++t) {
       if (ids[t] < 0 || ids[t] >= model.vocabulary) throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary");
-      hidden[first_row[s] + t].copy_(table[ids[t]]);
+      float* row = data<float>(hidden) + (first_row[s] + t) * D;
+      if (table.scalar_type() == at::kBFloat16) {
+        to_float(const_data<uint16_t>(table) + ids[t] * D, D, row);
+      } else {
+        hidden[first_row[s] + t].copy_(table[ids[t]]);
+      }
     }
   }
   if (model.names.embedding != model.names.output) checkpoint.done_with(model.names.embedding);
@@ -96,16 +103,25 @@ LayerSweep::LayerSweep(const Checkpoint& checkpoint, const ModelDescription& mod
 LayerSweep::~LayerSweep() = default;
 int64_t LayerSweep::next_layer() const { return state_->layer; }
 int64_t LayerSweep::tokens() const { return state_->tokens(); }
-double LayerSweep::operations() const { return state_->operations; }
+const SweepFigures& LayerSweep::figures() const { return state_->figures; }
 
 void LayerSweep::run_layer(StatisticsAccumulator* statistics) {
   State& state = *state_;
   if (state.layer + 1 < state.model.layers) {
     for (const std::string& name : layer_tensor_names(state.model, state.layer + 1)) state.checkpoint.will_need(name);
   }
+  auto seconds = [start = std::chrono::steady_clock::now()]() mutable {
+    const auto before = std::exchange(start, std::chrono::steady_clock::now());
+    return std::chrono::duration<double>(start - before).count();
+  };
+  SweepFigures& figures = state.figures;
   state.attention();
+  figures.attention_seconds += seconds();
   if (state.model.layer[static_cast<size_t>(state.layer)].moe) {
+    const double before = figures.operations;
     state.sparse_block(statistics);
+    figures.block_operations += figures.operations - before;
+    figures.block_seconds += seconds();
   } else {
     state.dense_block();
   }

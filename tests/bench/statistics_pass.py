@@ -4,8 +4,9 @@
     HCSMOE_BUILD=build tests/bench/statistics_pass.py [--hidden 512 --experts 60 --width 352] [--dtype bfloat16] [--repeats 5]
 
 Makes a random Qwen2-MoE checkpoint of these sizes, runs `collect` on it as 1 rank x 2 threads and 2 ranks x 1 thread, and, between the runs,
-times torch's product of the same shapes on 2 threads. Prints tokens/s, GFLOP/s (of the matrix products alone: everything else counts as lost
-time) and the ratios, as medians over the repeats, because the machine's speed drifts.
+times torch's product of the same shapes on 2 threads. Prints tokens/s of the whole sweep, and GFLOP/s of the experts' pass (operations of its
+matrix products over all its time, so everything else counts as lost time) with the ratios, as medians over the repeats, because the machine's
+speed drifts. Attention, which has other shapes, counts in tokens/s only.
 """
 import argparse
 import json
@@ -81,19 +82,23 @@ def product_rate(seconds=1.5):
 
 
 def collect(folder, ranks, threads):
-    work = os.path.join(folder, "work")
+    work = folder + ".work"
     shutil.rmtree(work, ignore_errors=True)
-    config = os.path.join(folder, "config.yaml")
+    config = folder + ".yaml"
     with open(config, "w") as out:
         json.dump({"model": folder, "work": work, "calibration": {"files": [os.path.join(folder, "ids.npy")], "sequences": args.sequences,
                                                                   "length": args.length},
                    "device": {"dtype": args.dtype, "threads": threads}}, out)
-    subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config], check=True, env=environment, capture_output=True)
+    done = subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     run = json.load(open(os.path.join(work, "run.json")))
-    return run["tokens_per_second"], run["gflops"]
+    return run["tokens_per_second"], run["experts_pass"]["gflops"], run["gflops"]
 
 
-with tempfile.TemporaryDirectory() as folder:
+with tempfile.TemporaryDirectory() as parent:
+    folder = os.path.join(parent, "model")
+    os.mkdir(folder)
     make_checkpoint(folder)
     rows = []
     for _ in range(args.repeats):

@@ -284,7 +284,7 @@ TEST_F(ConfigTest, FilesAndFolders) {
   fs::create_directory(folder / "model.txt");
   expect_has(message(text + "calibration: {files: model.txt}\n"), {"model.txt is a folder"});
   expect_has(message(text + "calibration: {files: text.pdf}\n"),
-             {"text.pdf is not known; allowed: .jsonl, .jsonl.gz, .txt, .txt.gz, .npy"});
+             {"text.pdf is not known; allowed: .jsonl, .jsonl.gz, .json, .json.gz, .txt, .txt.gz, .npy"});
   expect_has(message(text + "calibration: {files: [a.txt, ids.npy]}\n"), {"ids.npy holds token ids and must be the only file"});
   EXPECT_EQ(message(text + "calibration: {files: ids.npy}\n"), "");
   expect_has(message(smallest + "evaluation: {perplexity: [a.txt, gone.jsonl]}\n"),
