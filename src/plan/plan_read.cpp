@@ -48,14 +48,14 @@ void check_object(const ordered_json& json, const std::vector<std::string>& keys
   }
 }
 
-const ordered_json& required(const ordered_json& json, const std::string& key, const std::string& where) {
+const ordered_json& required(const ordered_json& json, const char* key, const std::string& where) {
   const auto found = json.find(key);
   if (found == json.end()) throw UserError(where + ": the key " + quoted(key) + " is missing");
   return *found;
 }
 
-const ordered_json& array(const ordered_json& value, const std::string& what, const std::string& where) {
-  if (!value.is_array()) throw UserError(where + ": " + what + " must be a list, found " + shown(value));
+const ordered_json& array(const ordered_json& value, std::string_view what, const std::string& where) {
+  if (!value.is_array()) throw UserError(where + ": " + std::string(what) + " must be a list, found " + shown(value));
   return value;
 }
 
