@@ -25,6 +25,7 @@ namespace hcsmoe {
 struct Compute {
   at::ScalarType dtype = at::kFloat;  // of matrix products: float32 or bfloat16, accumulated in float32
   int threads = 1;
+  int cores = 1;  // that this rank may run on
 };
 /// Resolves device.dtype and device.threads, the same type on every rank: `auto` is bfloat16 for a bfloat16 checkpoint where all ranks'
 /// processors multiply bfloat16 in hardware, else float32. Sets libtorch's number of threads. Collective. UserError: device.type cuda.

@@ -35,6 +35,10 @@ void describe(const Job& job, const Compute& compute) {
                format_bytes(static_cast<double>(job.summary.model_bytes)));
   job.log.info(std::to_string(job.ranks.size()) + (job.ranks.size() == 1 ? " rank x " : " ranks x ") + std::to_string(compute.threads) +
                (compute.threads == 1 ? " thread, " : " threads, ") + dtype_name(compute));
+  if (compute.threads > compute.cores) {
+    job.log.warn(std::to_string(compute.threads) + " threads a rank, but this rank may run on " + std::to_string(compute.cores) +
+                 (compute.cores == 1 ? " core" : " cores") + " only: start with mpirun --bind-to none, or set device.threads");
+  }
 }
 
 void evaluate_before_and_after(Job& job, const Compute& compute) {

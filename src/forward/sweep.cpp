@@ -1,9 +1,7 @@
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
 #include <utility>
 
 #include "forward/row_kernels.h"
@@ -11,38 +9,6 @@
 #include "hcsmoe/error.h"
 
 namespace hcsmoe {
-namespace {
-
-bool processor_multiplies_bfloat16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
-}  // namespace
-
-Compute choose_compute(const DeviceConfig& config, const Checkpoint& checkpoint, const ModelDescription& model, const Ranks& ranks) {
-  if (config.type == DeviceType::cuda) {
-    throw UserError("device.type is cuda, but this program was built without CUDA", "set device.type: cpu");
-  }
-  Compute compute;
-  if (config.dtype == ComputeDtype::bfloat16) {
-    compute.dtype = at::kBFloat16;
-  } else if (config.dtype == ComputeDtype::automatic) {
-    const std::string name = expert_tensor_name(model, model.moe_layers().front(), 0, ExpertPart::gate);
-    const bool lacking = ranks.all_reduce_max(processor_multiplies_bfloat16() ? 0 : 1) != 0;
-    if (checkpoint.info(name).dtype.name == "BF16" && !lacking) compute.dtype = at::kBFloat16;
-  }
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  compute.threads = config.threads > 0 ? config.threads : std::max(1, cores / ranks.local_size());
-  at::set_num_threads(compute.threads);
-  return compute;
-}
-
-std::string dtype_name(const Compute& compute) { return compute.dtype == at::kBFloat16 ? "bfloat16" : "float32"; }
-
 LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& model_, const Compute& compute_,
                          std::vector<at::Tensor> sequences_)
     : checkpoint(checkpoint_),
