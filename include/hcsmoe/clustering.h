@@ -1,5 +1,6 @@
 #pragma once
-// Agglomerative clustering of a layer's experts (HC-SMoE, arXiv 2410.08589, Algorithm 1). Distances and linkages are SciPy's.
+// Clustering of a layer's experts: agglomerative (HC-SMoE, arXiv 2410.08589, Algorithm 1), with SciPy's distances and linkages, and
+// k-means.
 
 #include <cstdint>
 #include <span>
@@ -29,5 +30,23 @@ Tree linkage_tree(std::span<const double> condensed, int64_t rows, Linkage linka
 
 /// The K clusters after the first E - K merges; members ascending, clusters ordered by their smallest member.
 std::vector<std::vector<int64_t>> cut_tree(const Tree& tree, int64_t rows, int64_t clusters);
+
+/// Agglomeration in which no cluster grows beyond max_size: always joins the closest pair that fits, until K clusters are left, with the
+/// ties of linkage_tree. Where no pair fits above K, the smallest cluster (of equals the one with the smallest member) is taken apart,
+/// again and again: its members, ascending, each join the closest cluster that has room, by the linkage's own distance (of equals the one
+/// with the smallest member). Needs K * max_size >= rows. The order of the result is that of cut_tree.
+std::vector<std::vector<int64_t>> capped_clusters(std::span<const double> condensed, int64_t rows, Linkage linkage, int64_t clusters,
+                                                  int64_t max_size);
+
+/// Rows far from each other: first the one nearest to the mean of all, then always the one whose nearest chosen row is farthest. Squared
+/// Euclidean distance, of normalised rows under cosine; ties towards the smaller index, chosen rows never again. In the order of choosing.
+std::vector<int64_t> farthest_first(std::span<const double> features, int64_t rows, int64_t columns, int64_t count, Metric metric);
+
+/// Lloyd's k-means by squared Euclidean distance, of normalised rows under cosine (zero rows stay zero; centres are plain means). Starts
+/// with the rows `first` as centres. Ties go to the centre that comes first. A cluster that loses its last row is given the row farthest
+/// from its own centre, of those that are not alone in their cluster (of equals the first), the clusters in order. Ends when nothing moves,
+/// at the latest after 300 rounds. first.size() clusters, none empty, in the order of cut_tree.
+std::vector<std::vector<int64_t>> kmeans(std::span<const double> features, int64_t rows, int64_t columns, std::vector<int64_t> first,
+                                         Metric metric);
 
 }  // namespace hcsmoe

@@ -13,7 +13,7 @@ enum class AddBos { automatic, yes, no };
 enum class DeviceType { cpu, cuda };
 enum class ComputeDtype { automatic, float32, bfloat16 };
 
-enum class Feature { expert_output };
+enum class Feature { expert_output, router_logits };
 enum class Metric { euclidean, cosine };
 enum class Linkage { single, complete, average, ward };
 /// How the experts of a cluster become one: weighted by how often the router chose them, all equal, or only the most used one.
@@ -21,6 +21,8 @@ enum class Merge { frequency, average, dominant };
 /// How the K router rows are made of the members' rows.
 enum class RouterMerge { frequency, average, representative };
 enum class Reconstruction { none };
+/// The first centres of k-means.
+enum class Init { farthest, random };
 
 /// Experts kept a layer: a count (integer in the file) or a share of the layer's experts (a number with a point, 0 < share <= 1).
 struct ExpertBudget {
@@ -30,9 +32,16 @@ struct ExpertBudget {
   int64_t resolve(int64_t experts) const;
 };
 
+/// Experts that are never merged and never dropped: these, or the `top` ones by mean norm of their output over the tokens routed to them.
+struct Protect {
+  std::vector<int64_t> experts;  // ascending
+  int64_t top = 0;
+  bool operator==(const Protect&) const = default;
+};
+
 /// What is done to a layer's experts. Part of plan.json, so that a plan can be replayed.
 struct Recipe {
-  std::string method = "hc-smoe";  // a name from plan_methods()
+  std::string method = "hc-smoe";  // a name from methods()
   ExpertBudget experts;
   Feature feature = Feature::expert_output;
   Metric metric = Metric::euclidean;
@@ -40,7 +49,23 @@ struct Recipe {
   Merge merge = Merge::frequency;
   RouterMerge router = RouterMerge::frequency;
   Reconstruction reconstruction = Reconstruction::none;
+  Init init = Init::farthest;
+  uint64_t seed = 42;            // of whatever is drawn
+  int64_t max_cluster_size = 0;  // 0: no limit
+  Protect protect;
 };
+
+/// Which keys of the recipe a method reads, besides experts, protect and seed, which all take, and merge and router, which all that merge
+/// take. docs/methods.md describes the methods.
+struct Method {
+  std::string name;                    // compression.method
+  std::vector<Feature> features = {};  // empty: it compares no features
+  bool metric = false;
+  bool linkage = false;
+  bool init = false;
+  bool max_cluster_size = false;
+};
+const std::vector<Method>& methods();
 
 struct CalibrationConfig {
   std::vector<std::filesystem::path> files;  // .jsonl[.gz], .json[.gz], .txt[.gz], .npy
@@ -92,6 +117,7 @@ std::string to_string(Linkage);
 std::string to_string(Merge);
 std::string to_string(RouterMerge);
 std::string to_string(Reconstruction);
+std::string to_string(Init);
 std::string to_string(ComputeDtype);
 std::string to_string(Command);
 Feature parse_feature(const std::string&);
@@ -100,5 +126,7 @@ Linkage parse_linkage(const std::string&);
 Merge parse_merge(const std::string&);
 RouterMerge parse_router_merge(const std::string&);
 Reconstruction parse_reconstruction(const std::string&);
+Init parse_init(const std::string&);
+std::string parse_method(const std::string&);  // the name itself, if it is one of methods()
 
 }  // namespace hcsmoe

@@ -38,9 +38,10 @@ struct Plan {
   std::vector<LayerPlan> layers;  // the MoE layers, ascending
 };
 
-/// A method that plans a layer from its statistics; all are listed in plan_methods(). A new method is one file in src/plan/methods/.
+/// A method that plans a layer from its statistics. A new method is one file in src/plan/methods/, a line in plan_methods(), which names
+/// its function, and a line in methods() (config.h), which names the keys that it reads.
 struct PlanMethod {
-  std::string name;  // compression.method
+  std::string name;  // as in methods()
   LayerPlan (*plan)(const ExpertStatistics&, const Recipe&, int64_t clusters);
 };
 const std::vector<PlanMethod>& plan_methods();
@@ -51,6 +52,7 @@ LayerPlan plan_layer(const ExpertStatistics&, const Recipe&);
 /// checked without the model, and throws UserErrors that name the layer, the cluster and what is wrong.
 std::string plan_to_json(const Plan&);
 Plan plan_from_json(const std::string& text, const std::string& source_name);
+std::string recipe_to_json(const Recipe&);  // on one line; also in run.json
 std::string layer_plan_to_json(const LayerPlan&);
 LayerPlan layer_plan_from_json(const std::string& text, const std::string& source_name);
 void save_plan(const std::filesystem::path& file, const Plan&);  // atomic

@@ -47,22 +47,6 @@ ordered_json perplexities(const std::vector<Perplexity>& results) {
   return list;
 }
 
-ordered_json recipe_json(const Recipe& recipe) {
-  ordered_json json = {{"method", recipe.method}};
-  if (recipe.experts.count > 0) {
-    json["experts"] = recipe.experts.count;
-  } else {
-    json["experts"] = recipe.experts.share;
-  }
-  json["feature"] = to_string(recipe.feature);
-  json["metric"] = to_string(recipe.metric);
-  json["linkage"] = to_string(recipe.linkage);
-  json["merge"] = to_string(recipe.merge);
-  json["router"] = to_string(recipe.router);
-  json["reconstruction"] = to_string(recipe.reconstruction);
-  return json;
-}
-
 }  // namespace
 
 std::string perplexity_line(const Perplexity& p) {
@@ -98,7 +82,7 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     ordered_json json = {{"format", "hcsmoe-run/1"}, {"command", s.command}, {"ranks", ranks.size()}};
     if (s.threads > 0) json["threads"] = s.threads;
     if (!s.dtype.empty()) json["dtype"] = s.dtype;
-    if (s.recipe) json["recipe"] = recipe_json(*s.recipe);
+    if (s.recipe) json["recipe"] = ordered_json::parse(recipe_to_json(*s.recipe));
     json["origin"] = {{"checkpoint", s.origin.checkpoint}, {"calibration", s.origin.calibration}, {"dtype", s.origin.dtype}};
     json["moe_layers"] = s.moe_layers;
     json["experts"] = s.experts;

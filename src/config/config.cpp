@@ -23,7 +23,9 @@ const std::vector<SectionKeys>& known_keys() {
   static const std::vector<SectionKeys> keys = {
       {"", {"model", "output", "work", "output_shard_size", "calibration", "compression", "device", "evaluation"}},
       {"calibration", {"files", "text_key", "sequences", "length", "seed", "add_bos"}},
-      {"compression", {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction"}},
+      {"compression",
+       {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "init", "seed", "max_cluster_size",
+        "protect"}},
       {"device", {"type", "dtype", "threads"}},
       {"evaluation", {"perplexity", "tasks", "length"}},
   };
@@ -124,6 +126,71 @@ CalibrationConfig read_calibration(const YamlNode& root, bool needs_files) {
   return config;
 }
 
+Protect read_protect(const Section& section) {
+  const YamlNode* value = section.find("protect");
+  if (!value) return {};
+  const auto whole = [](const YamlNode& node) {
+    return node.kind == YamlNode::Kind::scalar && !node.quoted ? parse_integer(node.text) : std::nullopt;
+  };
+  const std::string expected = "expected a list of experts, or {top: N} for the N experts of the largest mean output norm, found ";
+  Protect protect;
+  if (value->kind == YamlNode::Kind::list) {
+    for (const YamlNode& item : value->items) {
+      const auto expert = whole(item);
+      if (!expert || *expert < 0 || *expert >= max_experts) {
+        throw section.error(*value, "protect", "expected experts from 0 to " + std::to_string(max_experts - 1) + ", found " + item.found());
+      }
+      protect.experts.push_back(*expert);
+    }
+    std::sort(protect.experts.begin(), protect.experts.end());
+    const auto twice = std::adjacent_find(protect.experts.begin(), protect.experts.end());
+    if (twice != protect.experts.end()) throw section.error(*value, "protect", "expert " + std::to_string(*twice) + " is listed twice");
+    return protect;
+  }
+  if (value->kind != YamlNode::Kind::mapping || value->keys != std::vector<std::string>{"top"}) {
+    throw section.error(*value, "protect", expected + value->found());
+  }
+  const auto top = whole(value->items[0]);
+  if (!top || *top < 0 || *top > max_experts) {
+    throw section.error(*value, "protect",
+                        "expected top as an integer from 0 to " + std::to_string(max_experts) + ", found " + value->items[0].found());
+  }
+  protect.top = *top;
+  return protect;
+}
+
+/// That the keys that were written mean something to the method.
+void check_method_keys(const Section& section, const Recipe& recipe) {
+  const auto& all = methods();
+  const Method& method = *std::find_if(all.begin(), all.end(), [&](const Method& m) { return m.name == recipe.method; });
+  const auto names = [&](auto uses) {
+    std::string text;
+    for (const Method& m : all) {
+      if (uses(m)) text += (text.empty() ? "" : ", ") + m.name;
+    }
+    return text;
+  };
+  const auto check = [&](const std::string& key, auto uses) {
+    const YamlNode* value = section.find(key);
+    if (!value || uses(method)) return;
+    throw section.error(*value, key, "method " + method.name + " does not use it; methods that do: " + names(uses),
+                        "leave it out, or set it to null");
+  };
+  check("feature", [](const Method& m) { return !m.features.empty(); });
+  check("metric", [](const Method& m) { return m.metric; });
+  check("linkage", [](const Method& m) { return m.linkage; });
+  check("init", [](const Method& m) { return m.init; });
+  check("max_cluster_size", [](const Method& m) { return m.max_cluster_size; });
+  const auto takes = [&](const Method& m) { return std::find(m.features.begin(), m.features.end(), recipe.feature) != m.features.end(); };
+  if (section.find("feature") && !takes(method)) {
+    std::string allowed;
+    for (const Feature feature : method.features) allowed += (allowed.empty() ? "" : ", ") + to_string(feature);
+    throw section.error(*section.find("feature"), "feature",
+                        "method " + method.name + " cannot use " + to_string(recipe.feature) + "; features for " + method.name + ": " +
+                            allowed + "; methods for " + to_string(recipe.feature) + ": " + names(takes));
+  }
+}
+
 Recipe read_compression(const YamlNode& root) {
   const Section section(root, "compression");
   Recipe recipe;
@@ -135,6 +202,11 @@ Recipe read_compression(const YamlNode& root) {
   recipe.merge = section.choice("merge", recipe.merge, parse_merge);
   recipe.router = section.choice("router", recipe.router, parse_router_merge);
   recipe.reconstruction = section.choice("reconstruction", recipe.reconstruction, parse_reconstruction);
+  recipe.init = section.choice("init", recipe.init, parse_init);
+  recipe.seed = section.unsigned_integer("seed", recipe.seed);
+  recipe.max_cluster_size = section.integer("max_cluster_size", recipe.max_cluster_size, 0, max_experts);
+  recipe.protect = read_protect(section);
+  check_method_keys(section, recipe);
   return recipe;
 }
 

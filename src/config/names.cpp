@@ -12,7 +12,7 @@ struct Name {
 };
 
 // The names that this version knows, first the one that to_string gives. Values that have no name here are of later versions.
-constexpr Name<Feature> features[] = {{Feature::expert_output, "expert_output"}};
+constexpr Name<Feature> features[] = {{Feature::expert_output, "expert_output"}, {Feature::router_logits, "router_logits"}};
 constexpr Name<Metric> metrics[] = {{Metric::euclidean, "euclidean"}, {Metric::cosine, "cosine"}};
 constexpr Name<Linkage> linkages[] = {
     {Linkage::single, "single"}, {Linkage::complete, "complete"}, {Linkage::average, "average"}, {Linkage::ward, "ward"}};
@@ -20,6 +20,7 @@ constexpr Name<Merge> merges[] = {{Merge::frequency, "frequency"}, {Merge::avera
 constexpr Name<RouterMerge> router_merges[] = {
     {RouterMerge::frequency, "frequency"}, {RouterMerge::average, "average"}, {RouterMerge::representative, "representative"}};
 constexpr Name<Reconstruction> reconstructions[] = {{Reconstruction::none, "none"}};
+constexpr Name<Init> inits[] = {{Init::farthest, "farthest"}, {Init::random, "random"}};
 constexpr Name<ComputeDtype> compute_dtypes[] = {
     {ComputeDtype::automatic, "auto"}, {ComputeDtype::float32, "float32"}, {ComputeDtype::bfloat16, "bfloat16"}};
 constexpr Name<Command> commands[] = {{Command::run, "run"},   {Command::inspect, "inspect"}, {Command::collect, "collect"},
@@ -27,7 +28,6 @@ constexpr Name<Command> commands[] = {{Command::run, "run"},   {Command::inspect
 constexpr Name<AddBos> add_bos_names[] = {
     {AddBos::automatic, "auto"}, {AddBos::yes, "true"}, {AddBos::no, "false"}, {AddBos::yes, "yes"}, {AddBos::no, "no"}};
 constexpr Name<DeviceType> device_types[] = {{DeviceType::cpu, "cpu"}};
-constexpr const char* methods[] = {"hc-smoe"};
 
 [[noreturn]] void refuse(const std::string& text, const std::string& allowed) {
   throw UserError("'" + text + "' is not allowed; allowed: " + allowed);
@@ -59,6 +59,7 @@ std::string to_string(Linkage value) { return name_of(linkages, value); }
 std::string to_string(Merge value) { return name_of(merges, value); }
 std::string to_string(RouterMerge value) { return name_of(router_merges, value); }
 std::string to_string(Reconstruction value) { return name_of(reconstructions, value); }
+std::string to_string(Init value) { return name_of(inits, value); }
 std::string to_string(ComputeDtype value) { return name_of(compute_dtypes, value); }
 std::string to_string(Command value) { return name_of(commands, value); }
 
@@ -68,6 +69,7 @@ Linkage parse_linkage(const std::string& text) { return parse(linkages, text); }
 Merge parse_merge(const std::string& text) { return parse(merges, text); }
 RouterMerge parse_router_merge(const std::string& text) { return parse(router_merges, text); }
 Reconstruction parse_reconstruction(const std::string& text) { return parse(reconstructions, text); }
+Init parse_init(const std::string& text) { return parse(inits, text); }
 Command parse_command(const std::string& text) { return parse(commands, text); }
 AddBos parse_add_bos(const std::string& text) { return parse(add_bos_names, text); }
 DeviceType parse_device_type(const std::string& text) { return parse(device_types, text); }
@@ -75,9 +77,9 @@ ComputeDtype parse_compute_dtype(const std::string& text) { return parse(compute
 
 std::string parse_method(const std::string& text) {
   std::string allowed;
-  for (const char* name : methods) {
-    if (text == name) return text;
-    allowed += (allowed.empty() ? "" : ", ") + std::string(name);
+  for (const Method& method : methods()) {
+    if (text == method.name) return text;
+    allowed += (allowed.empty() ? "" : ", ") + method.name;
   }
   refuse(text, allowed);
 }

@@ -11,7 +11,6 @@ namespace hcsmoe {
 AddBos parse_add_bos(const std::string&);
 DeviceType parse_device_type(const std::string&);
 ComputeDtype parse_compute_dtype(const std::string&);
-std::string parse_method(const std::string&);
 Command parse_command(const std::string&);
 
 }  // namespace hcsmoe

@@ -9,7 +9,8 @@ namespace hcsmoe {
 
 const std::vector<PlanMethod>& plan_methods() {
   static const std::vector<PlanMethod> methods = {
-      {"hc-smoe", plan_hc_smoe},
+      {"hc-smoe", plan_hc_smoe}, {"kmeans", plan_kmeans}, {"m-smoe", plan_m_smoe}, {"f-prune", plan_f_prune},
+      {"s-prune", plan_s_prune}, {"reap", plan_reap},     {"ean", plan_ean},       {"random", plan_random},
   };
   return methods;
 }

@@ -236,8 +236,33 @@ ExpertBudget read_budget(const ordered_json& value, const std::string& where) {
   return {0, share};
 }
 
+uint64_t read_seed(const ordered_json& value, const std::string& where) {
+  if (!value.is_number_unsigned()) {
+    throw UserError(where + ": \"seed\" must be a whole number from 0 to " + std::to_string(std::numeric_limits<uint64_t>::max()) +
+                    ", found " + shown(value));
+  }
+  return value.get<uint64_t>();
+}
+
+Protect read_protect(const ordered_json& value, const std::string& where) {
+  Protect protect;
+  if (value.is_object()) {
+    check_object(value, {"top"}, where);
+    protect.top = integer(required(value, "top", where), 0, most_experts, "\"top\"", where);
+    return protect;
+  }
+  for (const auto& expert : array(value, "the list of experts", where)) {
+    protect.experts.push_back(integer(expert, 0, most_experts, "an expert", where));
+  }
+  std::sort(protect.experts.begin(), protect.experts.end());
+  return protect;
+}
+
 Recipe read_recipe(const ordered_json& json, const std::string& where) {
-  check_object(json, {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction"}, where);
+  check_object(json,
+               {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "init", "seed",
+                "max_cluster_size", "protect"},
+               where);
   Recipe recipe;
   const auto choose = [&](const char* key, auto& field, auto parse) {
     if (!json.contains(key)) return;
@@ -248,14 +273,6 @@ Recipe read_recipe(const ordered_json& json, const std::string& where) {
       throw UserError(where + ": " + quoted(key) + ": " + error.what());
     }
   };
-  const auto parse_method = [](const std::string& name) {
-    std::vector<std::string> names;
-    for (const PlanMethod& method : plan_methods()) names.push_back(method.name);
-    if (std::find(names.begin(), names.end(), name) == names.end()) {
-      throw UserError("unknown method " + shown(name), "methods: " + listed(names));
-    }
-    return name;
-  };
   choose("method", recipe.method, parse_method);
   choose("feature", recipe.feature, parse_feature);
   choose("metric", recipe.metric, parse_metric);
@@ -263,7 +280,13 @@ Recipe read_recipe(const ordered_json& json, const std::string& where) {
   choose("merge", recipe.merge, parse_merge);
   choose("router", recipe.router, parse_router_merge);
   choose("reconstruction", recipe.reconstruction, parse_reconstruction);
+  choose("init", recipe.init, parse_init);
   if (json.contains("experts")) recipe.experts = read_budget(json["experts"], where);
+  if (json.contains("seed")) recipe.seed = read_seed(json["seed"], where);
+  if (json.contains("max_cluster_size")) {
+    recipe.max_cluster_size = integer(json["max_cluster_size"], 0, most_experts, "\"max_cluster_size\"", where);
+  }
+  if (json.contains("protect")) recipe.protect = read_protect(json["protect"], where + ": \"protect\"");
   return recipe;
 }
 

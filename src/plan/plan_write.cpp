@@ -36,6 +36,14 @@ ordered_json to_json(const Recipe& recipe) {
   json["merge"] = to_string(recipe.merge);
   json["router"] = to_string(recipe.router);
   json["reconstruction"] = to_string(recipe.reconstruction);
+  json["init"] = to_string(recipe.init);
+  json["seed"] = recipe.seed;
+  json["max_cluster_size"] = recipe.max_cluster_size;
+  if (recipe.protect.top > 0) {
+    json["protect"] = {{"top", recipe.protect.top}};
+  } else {
+    json["protect"] = recipe.protect.experts;
+  }
   return json;
 }
 
@@ -64,11 +72,13 @@ std::string layer_text(const LayerPlan& plan, const std::string& indent) {
 
 }  // namespace
 
+std::string recipe_to_json(const Recipe& recipe) { return one_line(to_json(recipe)); }
+
 std::string layer_plan_to_json(const LayerPlan& plan) { return layer_text(plan, "") + "\n"; }
 
 std::string plan_to_json(const Plan& plan) {
   std::string text = "{\n  \"format\": " + ordered_json(plan_format).dump() + ",\n";
-  text += "  \"recipe\": " + one_line(to_json(plan.recipe)) + ",\n";
+  text += "  \"recipe\": " + recipe_to_json(plan.recipe) + ",\n";
   text += "  \"origin\": " +
           one_line({{"checkpoint", plan.origin.checkpoint}, {"calibration", plan.origin.calibration}, {"dtype", plan.origin.dtype}}) +
           ",\n";

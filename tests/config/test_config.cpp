@@ -73,6 +73,10 @@ TEST_F(ConfigTest, SmallestFileTakesDefaults) {
   EXPECT_EQ(config.compression.merge, Merge::frequency);
   EXPECT_EQ(config.compression.router, RouterMerge::frequency);
   EXPECT_EQ(config.compression.reconstruction, Reconstruction::none);
+  EXPECT_EQ(config.compression.init, Init::farthest);
+  EXPECT_EQ(config.compression.seed, 42u);
+  EXPECT_EQ(config.compression.max_cluster_size, 0);
+  EXPECT_EQ(config.compression.protect, Protect());
   EXPECT_EQ(config.device.type, DeviceType::cpu);
   EXPECT_EQ(config.device.dtype, ComputeDtype::automatic);
   EXPECT_EQ(config.device.threads, 0);
@@ -97,6 +101,9 @@ compression:
   merge: dominant
   router: representative
   reconstruction: none
+  seed: 18446744073709551615
+  max_cluster_size: 4
+  protect: [9, 2]
 device: {type: cpu, dtype: bfloat16, threads: 3}
 evaluation: {perplexity: a.txt, tasks: [], length: 512}
 )");
@@ -116,6 +123,9 @@ evaluation: {perplexity: a.txt, tasks: [], length: 512}
   EXPECT_EQ(config.compression.linkage, Linkage::ward);
   EXPECT_EQ(config.compression.merge, Merge::dominant);
   EXPECT_EQ(config.compression.router, RouterMerge::representative);
+  EXPECT_EQ(config.compression.seed, 18446744073709551615u);
+  EXPECT_EQ(config.compression.max_cluster_size, 4);
+  EXPECT_EQ(config.compression.protect, (Protect{{2, 9}, 0}));
   EXPECT_EQ(config.device.dtype, ComputeDtype::bfloat16);
   EXPECT_EQ(config.device.threads, 3);
   EXPECT_EQ(config.evaluation.perplexity, std::vector<fs::path>{folder / "a.txt"});
@@ -261,8 +271,8 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   const auto set = [&](const std::string& override) { return message(smallest, Command::run, {override}); };
   expect_has(message(smallest + "  linkage: averge\n"),
              {"config.yaml:7: compression.linkage: 'averge' is not allowed; allowed: single, complete, average, ward"});
-  expect_has(set("compression.method=dek"), {"compression.method: 'dek' is not allowed; allowed: hc-smoe"});
-  expect_has(set("compression.feature=router_logits"), {"compression.feature: ", "allowed: expert_output"});
+  expect_has(set("compression.method=dek"), {"compression.method: 'dek' is not allowed; allowed: hc-smoe, kmeans, m-smoe"});
+  expect_has(set("compression.feature=outputs"), {"compression.feature: ", "allowed: expert_output, router_logits"});
   expect_has(set("compression.metric=Euclidean"), {"compression.metric: ", "allowed: euclidean, cosine"});
   expect_has(set("compression.merge=ties"), {"compression.merge: ", "allowed: frequency, average, dominant"});
   expect_has(set("compression.router=keep"), {"compression.router: ", "allowed: frequency, average, representative"});
@@ -271,6 +281,49 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   expect_has(set("device.dtype=float16"), {"device.dtype: ", "allowed: auto, float32, bfloat16"});
   expect_has(set("calibration.add_bos=maybe"), {"calibration.add_bos: ", "allowed: auto, true, false"});
   expect_has(set("evaluation.tasks=[a.jsonl]"), {"evaluation.tasks: ", "not part of this version"});
+}
+
+TEST_F(ConfigTest, EveryMethodIsRead) {
+  for (const Method& method : methods()) EXPECT_EQ(read(smallest + "  method: " + method.name + "\n").compression.method, method.name);
+  const Config kmeans =
+      read(smallest + "  method: kmeans\n  feature: expert_output\n  metric: cosine\n  init: random\n  protect: {top: 2}\n");
+  EXPECT_EQ(kmeans.compression.init, Init::random);
+  EXPECT_EQ(kmeans.compression.protect, (Protect{{}, 2}));
+  EXPECT_EQ(read(smallest + "  feature: router_logits\n").compression.feature, Feature::router_logits);
+  // A key of another method is taken back by null.
+  const std::string ward = smallest + "  linkage: ward\n  metric: cosine\n  merge: average\n";
+  const std::vector<std::string> back = {"compression.method=reap", "compression.linkage=null", "compression.metric=null"};
+  EXPECT_EQ(message(ward, Command::run, back), "");
+}
+
+TEST_F(ConfigTest, KeysThatTheMethodDoesNotUse) {
+  const auto set = [&](std::vector<std::string> overrides) { return message(smallest, Command::run, overrides); };
+  expect_has(set({"compression.method=kmeans", "compression.linkage=ward"}),
+             {"--set compression.linkage=ward: compression.linkage: method kmeans does not use it; methods that do: hc-smoe", "null"});
+  expect_has(set({"compression.method=reap", "compression.metric=cosine"}),
+             {"compression.metric: method reap does not use it; methods that do: hc-smoe, kmeans"});
+  expect_has(set({"compression.method=m-smoe", "compression.feature=router_logits"}),
+             {"compression.feature: method m-smoe does not use it"});
+  expect_has(set({"compression.init=random"}), {"compression.init: method hc-smoe does not use it; methods that do: kmeans"});
+  expect_has(set({"compression.method=f-prune", "compression.max_cluster_size=3"}),
+             {"compression.max_cluster_size: method f-prune does not use it; methods that do: hc-smoe"});
+  expect_has(set({"compression.method=kmeans", "compression.feature=router_logits"}),
+             {"compression.feature: method kmeans cannot use router_logits; features for kmeans: expert_output; methods for router_logits: "
+              "hc-smoe"});
+}
+
+TEST_F(ConfigTest, Protect) {
+  const auto set = [&](const std::string& value) { return message(smallest, Command::run, {"compression.protect=" + value}); };
+  for (const std::string text : {"3", "{first: 2}", "{top: 2, last: 1}", "all"}) {
+    expect_has(set(text), {"compression.protect: expected a list of experts, or {top: N}"});
+  }
+  for (const std::string text : {"[-1]", "[1, x]", "['1']", "[[1]]"})
+    expect_has(set(text), {"compression.protect: expected experts from 0"});
+  expect_has(set("[1, 2, 1]"), {"compression.protect: expert 1 is listed twice"});
+  for (const std::string text : {"{top: -1}", "{top: many}", "{top: [1]}"}) expect_has(set(text), {"expected top as an integer from 0"});
+  EXPECT_EQ(set("[]"), "");
+  EXPECT_EQ(set("{top: 0}"), "");
+  EXPECT_EQ(message(smallest, Command::run, {"compression.protect.top=2"}), "");
 }
 
 TEST_F(ConfigTest, FilesAndFolders) {

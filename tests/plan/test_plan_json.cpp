@@ -56,7 +56,7 @@ std::string error_after(const std::function<void(ordered_json&)>& edit_layer) {
 TEST(PlanJson, IsReadable) {
   const std::string expected = R"({
   "format": "hcsmoe-plan/1",
-  "recipe": {"method": "hc-smoe", "experts": 2, "feature": "expert_output", "metric": "cosine", "linkage": "ward", "merge": "frequency", "router": "frequency", "reconstruction": "none"},
+  "recipe": {"method": "hc-smoe", "experts": 2, "feature": "expert_output", "metric": "cosine", "linkage": "ward", "merge": "frequency", "router": "frequency", "reconstruction": "none", "init": "farthest", "seed": 42, "max_cluster_size": 0, "protect": []},
   "origin": {"checkpoint": "0123abcd", "calibration": "ffee", "dtype": "float32"},
   "layers": [
     {
@@ -96,6 +96,36 @@ TEST(PlanJson, ThereAndBack) {
   by_share.recipe.experts = {0, 1.0};
   EXPECT_EQ(plan_from_json(plan_to_json(by_share), "plan.json").recipe.experts.share, 1.0);
   EXPECT_EQ(plan_from_json(plan_to_json(by_share), "plan.json").recipe.experts.count, 0);
+}
+
+TEST(PlanJson, RecipeThereAndBack) {
+  Plan plan = example();
+  const auto back = [&] { return plan_from_json(plan_to_json(plan), "plan.json").recipe; };
+  plan.recipe.method = "kmeans";
+  plan.recipe.feature = Feature::router_logits;
+  plan.recipe.init = Init::random;
+  plan.recipe.seed = std::numeric_limits<uint64_t>::max();
+  plan.recipe.max_cluster_size = 7;
+  plan.recipe.protect.experts = {1, 4};
+  EXPECT_EQ(back().method, "kmeans");
+  EXPECT_EQ(back().feature, Feature::router_logits);
+  EXPECT_EQ(back().init, Init::random);
+  EXPECT_EQ(back().seed, std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(back().max_cluster_size, 7);
+  EXPECT_EQ(back().protect, plan.recipe.protect);
+  plan.recipe.protect = {{}, 3};
+  EXPECT_EQ(back().protect, plan.recipe.protect);
+}
+
+// Plans of before these keys were there.
+TEST(PlanJson, MissingRecipeKeysAreDefaults) {
+  ordered_json json = ordered_json::parse(plan_to_json(example()));
+  for (const char* key : {"init", "seed", "max_cluster_size", "protect"}) json["recipe"].erase(key);
+  const Recipe recipe = plan_from_json(json.dump(), "plan.json").recipe;
+  EXPECT_EQ(recipe.init, Init::farthest);
+  EXPECT_EQ(recipe.seed, 42u);
+  EXPECT_EQ(recipe.max_cluster_size, 0);
+  EXPECT_EQ(recipe.protect, Protect());
 }
 
 TEST(PlanJson, ThereAndBackAsAFile) {
@@ -233,10 +263,16 @@ TEST(MalformedPlan, RecipeAndOrigin) {
   };
   EXPECT_HAS(with("recipe", "linkage", "wards"), "plan.json: \"recipe\": \"linkage\": ");
   EXPECT_HAS(with("recipe", "linkage", "wards"), "single, complete, average, ward");
-  EXPECT_HAS(with("recipe", "method", "k-means"), "unknown method \"k-means\"");
+  EXPECT_HAS(with("recipe", "method", "k-means"), "\"method\": 'k-means' is not allowed; allowed: hc-smoe, kmeans, m-smoe");
   EXPECT_HAS(with("recipe", "experts", 0), "\"experts\" must be a whole number from 1");
   EXPECT_HAS(with("recipe", "experts", 1.5), "as a share must be above 0 and at most 1, found 1.5");
   EXPECT_HAS(with("recipe", "metrics", "cosine"), "unknown key \"metrics\"; did you mean \"metric\"?");
+  EXPECT_HAS(with("recipe", "init", "first"), "\"init\": 'first' is not allowed; allowed: farthest, random");
+  EXPECT_HAS(with("recipe", "seed", -1), "\"seed\" must be a whole number from 0 to 18446744073709551615, found -1");
+  EXPECT_HAS(with("recipe", "max_cluster_size", -1), "\"max_cluster_size\" must be a whole number from 0");
+  EXPECT_HAS(with("recipe", "protect", 3), "\"protect\": the list of experts must be a list, found 3");
+  EXPECT_HAS(with("recipe", "protect", {{"top", "x"}}), "\"protect\": \"top\" must be a whole number from 0");
+  EXPECT_HAS(with("recipe", "protect", {{"first", 1}}), "\"protect\": unknown key \"first\"");
   EXPECT_HAS(with("recipe", "merge", 1), "\"merge\" must be a string, found 1");
   EXPECT_HAS(with("origin", "checkpoint", 1), "plan.json: \"origin\": \"checkpoint\" must be a string");
   EXPECT_HAS(with("origin", "type", "x"), "unknown key \"type\"");

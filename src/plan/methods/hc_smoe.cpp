@@ -1,47 +1,61 @@
-#include <cmath>
 #include <string>
-#include <vector>
 
 #include "hcsmoe/error.h"
 #include "plan/cluster_weights.h"
+#include "plan/expert_values.h"
+#include "plan/keep.h"
 #include "plan/methods/methods.h"
 
 namespace hcsmoe {
 namespace {
 
-/// The mean output of each expert over all calibration tokens: [E, D].
-std::vector<double> mean_outputs(const ExpertStatistics& statistics) {
-  const std::string layer = "layer " + std::to_string(statistics.layer);
-  const at::Tensor& sum = statistics.output_sum;
-  if (!sum.defined() || sum.scalar_type() != at::kDouble || sum.dim() != 2 || sum.size(0) != statistics.experts || !sum.is_contiguous()) {
-    throw UserError("the statistics of " + layer + " have no output_sum, which hc-smoe clusters by", "collect them again");
+/// Of all pairs of the layer's experts, condensed.
+std::vector<double> distances(const ExpertStatistics& statistics, const Recipe& recipe) {
+  switch (recipe.feature) {
+    case Feature::expert_output: {
+      const std::vector<double> features = mean_outputs(statistics);
+      const int64_t E = statistics.experts;
+      return pairwise_distances(features, E, static_cast<int64_t>(features.size()) / E, recipe.metric);
+    }
+    case Feature::router_logits:
+      return logit_distances(statistics, recipe.metric);
   }
-  if (statistics.tokens < 1) throw UserError("the statistics of " + layer + " are of no tokens", "collect them again");
-  const double* values = sum.const_data_ptr<double>();
-  std::vector<double> features(values, values + sum.numel());
-  for (double& x : features) x /= static_cast<double>(statistics.tokens);
-  for (size_t i = 0; i < features.size(); i++) {
-    if (!std::isfinite(features[i])) {
-      throw UserError(layer + ": the mean output of expert " + std::to_string(static_cast<int64_t>(i) / sum.size(1)) + " is not finite",
-                      "look for inf or nan in the checkpoint's weights of this layer, or compute in float32 (device.dtype)");
+  throw Error("unknown feature");
+}
+
+/// The part of condensed distances that is between these experts.
+std::vector<double> distances_between(const std::vector<double>& condensed, int64_t E, const std::vector<int64_t>& experts) {
+  std::vector<double> part;
+  for (size_t i = 0; i < experts.size(); i++) {
+    for (size_t j = i + 1; j < experts.size(); j++) {
+      part.push_back(condensed[experts[i] * E - experts[i] * (experts[i] + 1) / 2 + experts[j] - experts[i] - 1]);
     }
   }
-  return features;
+  return part;
 }
 
 }  // namespace
 
 LayerPlan plan_hc_smoe(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters) {
-  const std::vector<double> features = mean_outputs(statistics);
-  const std::span<const int64_t> counts = routed_counts(statistics);
-  const int64_t E = statistics.experts;
-  LayerPlan plan;
-  plan.layer = statistics.layer;
-  plan.experts = E;
-  plan.tree = linkage_tree(pairwise_distances(features, E, static_cast<int64_t>(features.size()) / E, recipe.metric), E, recipe.linkage);
-  for (auto& members : cut_tree(plan.tree, E, clusters)) {
-    plan.clusters.push_back(weighted_cluster(std::move(members), counts, recipe.merge, recipe.router));
-  }
+  const int64_t E = statistics.experts, cap = recipe.max_cluster_size;
+  const std::vector<double> condensed = distances(statistics, recipe);
+  Tree tree;  // stays empty where not all experts take part: its cuts would not be cuts of the layer
+  LayerPlan plan = cluster_rest(statistics, recipe, clusters, [&](const std::vector<int64_t>& experts, int64_t K) {
+    const auto R = static_cast<int64_t>(experts.size());
+    const std::vector<double> part = distances_between(condensed, E, experts);
+    if (cap > 0 && K * cap < R) {
+      throw UserError("layer " + std::to_string(statistics.layer) + ": " + std::to_string(R) + " experts do not fit in " +
+                          std::to_string(K) + " clusters of at most " + std::to_string(cap),
+                      "set compression.max_cluster_size to " + std::to_string((R + K - 1) / K) +
+                          " or more, or to 0 for no limit, or keep more experts (compression.experts)");
+    }
+    if (cap > 0) return capped_clusters(part, R, recipe.linkage, K, cap);
+    Tree found = linkage_tree(part, R, recipe.linkage);
+    auto result = cut_tree(found, R, K);
+    if (R == E) tree = std::move(found);
+    return result;
+  });
+  plan.tree = std::move(tree);
   return plan;
 }
 

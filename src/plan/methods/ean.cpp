@@ -1,0 +1,12 @@
+#include "plan/expert_values.h"
+#include "plan/keep.h"
+#include "plan/methods/methods.h"
+
+namespace hcsmoe {
+
+LayerPlan plan_ean(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters) {
+  return keep_highest(statistics, recipe, clusters,
+                      expert_values(statistics, statistics.routed_output_norm_sum, "routed_output_norm_sum", statistics.experts));
+}
+
+}  // namespace hcsmoe
