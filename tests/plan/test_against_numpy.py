@@ -1,0 +1,314 @@
+"""Plans against plain NumPy and SciPy references: the clusters, kept experts and weights of every method, on random statistics.
+
+plan_cases (in the folder that the environment variable HCSMOE_BUILD names) answers all cases in one run. Random statistics have no ties
+in distances; counts have many, and the rule for them (the smaller index) is the references' too. The references know nothing of how the
+program computes: distances between clusters are taken from their definition, k-means is a dozen lines of NumPy.
+"""
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.spatial.distance import cdist, pdist, squareform
+
+LINKAGES = ["single", "complete", "average", "ward"]
+METRICS = ["euclidean", "cosine"]
+PRUNING = ["f-prune", "s-prune", "reap", "ean", "random"]
+MASK = 2**64 - 1
+
+
+def statistics_of(random, experts):
+    """Experts in a few noisy groups, some of them never used, tokens so few that counts tie."""
+    columns, tokens = int(random.integers(1, 24)), int(random.integers(1, 60))
+    groups = random.standard_normal((max(1, experts // 3), columns))
+    outputs = tokens * (groups[random.integers(0, len(groups), experts)] + 0.5 * random.standard_normal((experts, columns)))
+    logits = random.standard_normal((200, experts)) @ (np.eye(experts) + 0.5 * random.standard_normal((experts, experts)))
+    counts = random.integers(0, tokens + 1, experts)
+    norms = counts * random.uniform(0.5, 2, experts)
+    return {
+        "layer": int(random.integers(0, 60)),
+        "tokens": tokens,
+        "routed_count": counts,
+        "router_probability_sum": random.uniform(0, tokens, experts),
+        "output_sum": outputs,
+        "routed_output_norm_sum": norms,
+        "weighted_output_norm_sum": norms * random.uniform(0, 1, experts),
+        "router_logit_gram": logits.T @ logits,
+    }
+
+
+def answers(cases, folder):
+    program = pathlib.Path(os.environ.get("HCSMOE_BUILD", "build")) / "plan_cases"
+    assert program.exists(), f"{program} is not there: build it, and set HCSMOE_BUILD to the build folder"
+    plain = {np.ndarray: lambda value: value.tolist()}
+    lines = [json.dumps(statistics | {"recipe": recipe}, default=lambda value: plain[type(value)](value)) for statistics, recipe in cases]
+    (folder / "cases").write_text("".join(line + "\n" for line in lines))
+    subprocess.run([program, folder / "cases", folder / "answers"], check=True)
+    found = [json.loads(line) for line in (folder / "answers").read_text().splitlines()]
+    assert len(found) == len(cases)
+    return found
+
+
+def split_mix(state):
+    z = (state + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def draws(seed, layer, experts):
+    return [split_mix(split_mix(split_mix(seed) ^ layer) ^ expert) for expert in range(experts)]
+
+
+def best(scores, candidates, count):
+    return sorted(sorted(candidates, key=lambda e: (-scores[e], e))[:count])
+
+
+def per_use(statistics, name):
+    counts = statistics["routed_count"]
+    return np.divide(statistics[name], counts, out=np.zeros(len(counts)), where=counts > 0).tolist()
+
+
+def scores_of(statistics, recipe):
+    return {
+        "f-prune": lambda: statistics["routed_count"].tolist(),
+        "s-prune": lambda: statistics["router_probability_sum"].tolist(),
+        "reap": lambda: per_use(statistics, "weighted_output_norm_sum"),
+        "ean": lambda: statistics["routed_output_norm_sum"].tolist(),
+        "random": lambda: draws(recipe["seed"], statistics["layer"], len(statistics["routed_count"])),
+    }[recipe["method"]]()
+
+
+def cosine_of_logits(statistics):
+    gram = statistics["router_logit_gram"]
+    return gram / np.sqrt(np.outer(gram.diagonal(), gram.diagonal()))
+
+
+def distances_of(statistics, recipe):
+    if recipe["feature"] == "expert_output":
+        return squareform(pdist(statistics["output_sum"] / statistics["tokens"], recipe["metric"]))
+    if recipe["metric"] == "cosine":
+        return 1 - cosine_of_logits(statistics)
+    values, vectors = np.linalg.eigh(statistics["router_logit_gram"])
+    logits = vectors * np.sqrt(np.maximum(values, 0))  # [E, E], as good as the logits: the same products
+    return cdist(logits, logits)
+
+
+def between(square, a, b, rule):
+    """The distance of two clusters, by the definition of the linkage."""
+    part = square[np.ix_(a, b)]
+    if rule != "ward":
+        return {"single": np.min, "complete": np.max, "average": np.mean}[rule](part)
+    inner_a, inner_b = np.sum(square[np.ix_(a, a)] ** 2) / 2, np.sum(square[np.ix_(b, b)] ** 2) / 2
+    energy = np.mean(part**2) - inner_a / len(a) ** 2 - inner_b / len(b) ** 2
+    return np.sqrt(max(0, 2 * len(a) * len(b) / (len(a) + len(b)) * energy))
+
+
+def capped(square, count, cap, rule):
+    clusters = [[i] for i in range(len(square))]
+    while len(clusters) > count:
+        pairs = [(a, b) for a, b in itertools.combinations(clusters, 2) if len(a) + len(b) <= cap]
+        if not pairs:
+            break
+        a, b = min(pairs, key=lambda pair: between(square, *pair, rule))
+        clusters = sorted([c for c in clusters if c is not a and c is not b] + [sorted(a + b)])
+    while len(clusters) > count:
+        smallest = min(clusters, key=len)
+        clusters.remove(smallest)
+        for expert in smallest:
+            target = min((c for c in clusters if len(c) < cap), key=lambda c: between(square, [expert], c, rule))
+            target.append(expert)
+            target.sort()
+            clusters.sort()
+    return clusters
+
+
+def kmeans(points, first):
+    centres, labels = points[first], None
+    for _ in range(300):
+        square = ((points[:, None] - centres[None]) ** 2).sum(-1)  # [E, K]
+        now, own = square.argmin(1), square.min(1)
+        for k in range(len(first)):
+            if np.any(now == k):
+                continue
+            movable = np.bincount(now, minlength=len(first))[now] > 1
+            moved = np.where(movable, own, -1).argmax()
+            now[moved], own[moved] = k, 0
+        if labels is not None and np.array_equal(now, labels):
+            break
+        labels, centres = now, np.stack([points[now == k].mean(0) for k in range(len(first))])
+    return sorted(np.flatnonzero(labels == k).tolist() for k in range(len(first)))
+
+
+def farthest_first(points, count):
+    chosen = [int(((points - points.mean(0)) ** 2).sum(1).argmin())]
+    while len(chosen) < count:
+        nearest = ((points[:, None] - points[chosen][None]) ** 2).sum(-1).min(1)
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+    return chosen
+
+
+def m_smoe(statistics, rest, count):
+    dominants = best(statistics["routed_count"], rest, count)
+    cosine = cosine_of_logits(statistics)
+    groups = {dominant: [dominant] for dominant in dominants}
+    for expert in set(rest) - set(dominants):
+        groups[max(dominants, key=lambda d: (cosine[expert, d], -d))].append(expert)
+    return [sorted(group) for group in groups.values()]
+
+
+def grouped(statistics, recipe, rest, count):
+    """Clusters of the experts `rest`."""
+    if recipe["method"] == "m-smoe":
+        return m_smoe(statistics, rest, count)
+    if recipe["method"] == "kmeans":
+        points = statistics["output_sum"][rest] / statistics["tokens"]
+        if recipe["metric"] == "cosine":
+            points = points / np.linalg.norm(points, axis=1, keepdims=True)
+        if recipe["init"] == "farthest":
+            first = farthest_first(points, count)
+        else:
+            first = [rest.index(e) for e in best(draws(recipe["seed"], statistics["layer"], len(statistics["routed_count"])), rest, count)]
+        labels = kmeans(points, first)
+    else:
+        square = distances_of(statistics, recipe)[np.ix_(rest, rest)]
+        if recipe["max_cluster_size"]:
+            labels = capped(square, count, recipe["max_cluster_size"], recipe["linkage"])
+        elif len(rest) == 1:
+            labels = [[0]]
+        else:
+            flat = cut_tree(linkage(squareform(square, checks=False), recipe["linkage"]), count)[:, 0]
+            labels = [np.flatnonzero(flat == k).tolist() for k in range(count)]
+    return [[rest[i] for i in cluster] for cluster in labels]
+
+
+def weights(members, counts, rule, dominant):
+    used = [int(counts[e]) for e in members]
+    if rule in ("dominant", "representative"):
+        return [float(e == dominant) for e in members]
+    if rule == "average" or sum(used) == 0:
+        return [1 / len(members)] * len(members)
+    return [count / sum(used) for count in used]
+
+
+def reference(statistics, recipe):
+    """{clusters, dropped} of plan.json."""
+    counts = statistics["routed_count"]
+    everyone = range(len(counts))
+    protect = recipe["protect"]
+    if isinstance(protect, dict):
+        protect = best(per_use(statistics, "routed_output_norm_sum"), everyone, protect["top"])
+    rest = [e for e in everyone if e not in protect]
+    count = recipe["experts"] - len(protect)
+    if recipe["method"] in PRUNING:
+        kept = sorted([*protect, *best(scores_of(statistics, recipe), rest, count)])
+        members = [[e] for e in kept]
+    else:
+        members = sorted([[e] for e in protect] + grouped(statistics, recipe, rest, count))
+    clusters = []
+    for cluster in members:
+        dominant = max(cluster, key=lambda e: (counts[e], -e))
+        clusters.append({
+            "members": cluster,
+            "weights": weights(cluster, counts, recipe["merge"], dominant),
+            "router_weights": weights(cluster, counts, recipe["router"], dominant),
+            "dominant": dominant,
+        })  # fmt: skip
+    return {"clusters": clusters, "dropped": sorted(set(everyone) - {e for cluster in members for e in cluster})}
+
+
+def random_recipe(random, experts, **fixed):
+    recipe = {
+        "experts": int(random.integers(1, experts + 1)),
+        "feature": "expert_output",
+        "metric": "euclidean",
+        "linkage": "average",
+        "merge": str(random.choice(["frequency", "average", "dominant"])),
+        "router": str(random.choice(["frequency", "average", "representative"])),
+        "init": "farthest",
+        "seed": int(random.integers(0, 2**63)),
+        "max_cluster_size": 0,
+        "protect": [],
+    }
+    return recipe | fixed
+
+
+VARIANTS = [
+    *[
+        {"method": "hc-smoe", "feature": feature, "metric": metric, "linkage": rule}
+        for feature in ("expert_output", "router_logits")
+        for metric in METRICS
+        for rule in LINKAGES
+    ],
+    *[{"method": "kmeans", "metric": metric, "init": init} for metric in METRICS for init in ("farthest", "random")],
+    {"method": "m-smoe"},
+    *[{"method": method} for method in PRUNING],
+]
+
+
+def check(cases, folder):
+    for (statistics, recipe), found in zip(cases, answers(cases, folder)):
+        expected = reference(statistics, recipe)
+        assert "error" not in found, (recipe, found)
+        assert found["layer"] == statistics["layer"] and found["experts"] == len(statistics["routed_count"])
+        assert {key: found[key] for key in expected} == expected, recipe
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_every_method(tmp_path, variant):
+    """Weights are equal to the last bit: both sides divide whole numbers."""
+    random = np.random.default_rng(1)
+    cases = []
+    for experts in (4, 5, 8, 15, 16, 60, 64):
+        for _ in range(8):
+            cases.append((statistics_of(random, experts), random_recipe(random, experts, **variant)))
+    check(cases, tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_protected_experts(tmp_path, variant):
+    random = np.random.default_rng(2)
+    cases = []
+    for experts in (4, 8, 15, 60):
+        for _ in range(5):
+            statistics = statistics_of(random, experts)
+            recipe = random_recipe(random, experts, **variant)
+            recipe["experts"] = int(random.integers(2, experts + 1))
+            count = int(random.integers(0, recipe["experts"]))  # leaves a place for the others
+            listed = sorted(random.choice(experts, count, replace=False).tolist())
+            recipe["protect"] = {"top": count} if random.integers(2) else listed
+            cases.append((statistics, recipe))
+    check(cases, tmp_path)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("rule", LINKAGES)
+def test_max_cluster_size(tmp_path, rule, metric):
+    random = np.random.default_rng(3)
+    cases = []
+    for experts in (4, 7, 8, 16, 24):
+        for _ in range(6):
+            recipe = random_recipe(random, experts, method="hc-smoe", metric=metric, linkage=rule)
+            least = -(-experts // recipe["experts"])
+            recipe["max_cluster_size"] = int(random.integers(least, least + 3))  # tight, so that some get stuck
+            cases.append((statistics_of(random, experts), recipe))
+    check(cases, tmp_path)
+    for (_, recipe), found in zip(cases, answers(cases, tmp_path)):
+        assert max(len(cluster["members"]) for cluster in found["clusters"]) <= recipe["max_cluster_size"]
+
+
+def test_the_rules_for_ties_are_reached(tmp_path):
+    """Counts of 0 to 2: nearly every choice is a tie."""
+    random = np.random.default_rng(4)
+    cases = []
+    for variant in [{"method": "f-prune"}, {"method": "m-smoe"}, {"method": "hc-smoe"}]:
+        for _ in range(20):
+            statistics = statistics_of(random, 16)
+            statistics["routed_count"] = random.integers(0, 3, 16)
+            cases.append((statistics, random_recipe(random, 16, **variant)))
+    check(cases, tmp_path)
