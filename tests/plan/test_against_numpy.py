@@ -19,6 +19,7 @@ LINKAGES = ["single", "complete", "average", "ward"]
 METRICS = ["euclidean", "cosine"]
 PRUNING = ["f-prune", "s-prune", "reap", "ean", "random"]
 MASK = 2**64 - 1
+STUCK = []  # how many clusters too many there were where no pair fitted, in the reference
 
 
 def statistics_of(random, experts):
@@ -116,6 +117,8 @@ def capped(square, count, cap, rule):
             break
         a, b = min(pairs, key=lambda pair: between(square, *pair, rule))
         clusters = sorted([c for c in clusters if c is not a and c is not b] + [sorted(a + b)])
+    if len(clusters) > count:
+        STUCK.append(len(clusters) - count)
     while len(clusters) > count:
         smallest = min(clusters, key=len)
         clusters.remove(smallest)
@@ -291,13 +294,17 @@ def test_protected_experts(tmp_path, variant):
 def test_max_cluster_size(tmp_path, rule, metric):
     random = np.random.default_rng(3)
     cases = []
-    for experts in (4, 7, 8, 16, 24):
-        for _ in range(6):
+    for experts in (4, 7, 9, 15, 24):
+        for turn in range(6):
             recipe = random_recipe(random, experts, method="hc-smoe", metric=metric, linkage=rule)
+            if turn % 2:  # threes fill K clusters to the brim: pairs that were joined early leave no pair that fits
+                recipe["experts"] = -(-experts // 3)
             least = -(-experts // recipe["experts"])
-            recipe["max_cluster_size"] = int(random.integers(least, least + 3))  # tight, so that some get stuck
+            recipe["max_cluster_size"] = least if turn % 2 else int(random.integers(least, least + 3))
             cases.append((statistics_of(random, experts), recipe))
+    STUCK.clear()
     check(cases, tmp_path)
+    assert len(STUCK) >= 3, "the fallback is not tested"
     for (_, recipe), found in zip(cases, answers(cases, tmp_path)):
         assert max(len(cluster["members"]) for cluster in found["clusters"]) <= recipe["max_cluster_size"]
 
