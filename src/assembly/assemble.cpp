@@ -9,11 +9,11 @@
 
 #include "assembly/folder.h"
 #include "assembly/layout.h"
-#include "checkpoint/text.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/shards.h"
 #include "support/files.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {

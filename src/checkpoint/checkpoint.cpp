@@ -13,17 +13,17 @@
 #include <utility>
 
 #include "checkpoint/folder.h"
-#include "checkpoint/nearest_name.h"
-#include "checkpoint/text.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
 #include "support/json.h"
+#include "support/nearest_name.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {
 
-constexpr uint64_t kLargestConfig = 16'000'000;
-constexpr uint64_t kSample = 4096;  // bytes of a tensor's start, middle and end that go into the fingerprint
+constexpr uint64_t largest_config = 16'000'000;
+constexpr uint64_t sample_bytes = 4096;  // bytes of a tensor's start, middle and end that go into the fingerprint
 
 void add_number(Hasher& hasher, uint64_t number) {
   std::array<std::byte, 8> bytes;
@@ -104,14 +104,14 @@ std::string Checkpoint::State::make_fingerprint() const {
 
   Hasher hasher;
   add_text(hasher, config_text);
-  std::array<std::byte, kSample> buffer;
+  std::array<std::byte, sample_bytes> buffer;
   for (const TensorInfo* info : sorted) {
     add_text(hasher, info->name);
     add_text(hasher, info->dtype.name);
     add_number(hasher, info->shape.size());
     for (int64_t extent : info->shape) add_number(hasher, static_cast<uint64_t>(extent));
     add_number(hasher, info->bytes());
-    const uint64_t length = std::min(info->bytes(), kSample);
+    const uint64_t length = std::min(info->bytes(), sample_bytes);
     const uint64_t last = info->bytes() - length;
     for (uint64_t offset : {uint64_t{0}, last / 2, last}) {
       std::span<std::byte> sample(buffer.data(), length);
@@ -136,7 +136,7 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
   if (!std::filesystem::exists(config)) {
     throw UserError(config.string() + " is missing", "`model` is the folder of a Hugging Face checkpoint: config.json and *.safetensors");
   }
-  state->config_text = read_file(config, kLargestConfig);
+  state->config_text = read_file(config, largest_config);
   state->config = parse_json(state->config_text, config.string());
   if (!state->config.is_object()) throw UserError(config.string() + ": not a JSON object");
   for (const auto& file : contents.files) state->add_file(file);

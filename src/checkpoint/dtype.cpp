@@ -1,8 +1,8 @@
 #include <array>
 
-#include "checkpoint/text.h"
 #include "hcsmoe/checkpoint.h"
 #include "hcsmoe/error.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {

@@ -5,9 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "checkpoint/text.h"
 #include "hcsmoe/error.h"
 #include "support/json.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {

@@ -6,10 +6,10 @@
 #include <string_view>
 #include <utility>
 
-#include "checkpoint/text.h"
 #include "hcsmoe/checkpoint.h"
 #include "hcsmoe/error.h"
 #include "support/json.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {

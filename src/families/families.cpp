@@ -7,6 +7,7 @@
 #include "families/family_files.h"
 #include "hcsmoe/checkpoint.h"
 #include "hcsmoe/error.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {
@@ -18,17 +19,11 @@ void replace(std::string& text, const std::string& placeholder, int64_t number) 
   if (at != std::string::npos) text.replace(at, placeholder.size(), std::to_string(number));
 }
 
-std::string shown(const Shape& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 void check_tensor(const Checkpoint& checkpoint, const std::string& name, const Shape& expected) {
   const TensorInfo& info = checkpoint.info(name);
   if (info.shape != expected) {
     throw UserError(checkpoint.files().at(static_cast<size_t>(info.file)).string() + ": tensor '" + name + "' has shape " +
-                        shown(info.shape) + ", config.json says " + shown(expected),
+                        shape_text(info.shape) + ", config.json says " + shape_text(expected),
                     "config.json and the safetensors files belong to different models, or one of them was edited");
   }
   const std::string& type = info.dtype.name;

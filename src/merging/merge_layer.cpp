@@ -1,8 +1,8 @@
 #include <string>
 
-#include "checkpoint/text.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/merging.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {

@@ -7,12 +7,12 @@
 #include <string>
 #include <utility>
 
-#include "checkpoint/nearest_name.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/plan.h"
 #include "plan/plan_format.h"
 #include "support/files.h"
 #include "support/json.h"
+#include "support/nearest_name.h"
 
 // Every function takes `where`, the place in the file as a message begins: "plan.json: layer 3, cluster 5".
 

@@ -5,11 +5,11 @@
 #include <cstdio>
 #include <cstring>
 
-#include "checkpoint/text.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/statistics.h"
 #include "support/files.h"
 #include "support/hdf5_file.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {

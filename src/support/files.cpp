@@ -40,7 +40,7 @@ std::string hint_for(int error) {
 }
 
 // Linux transfers at most 0x7ffff000 bytes a call.
-constexpr size_t kLargestTransfer = size_t{1} << 30;
+constexpr size_t largest_transfer = size_t{1} << 30;
 
 std::filesystem::path folder_of(const std::filesystem::path& path) { return path.has_parent_path() ? path.parent_path() : "."; }
 
@@ -90,7 +90,7 @@ uint64_t File::size() const {
 
 void File::read_at(uint64_t offset, std::span<std::byte> out) const {
   while (!out.empty()) {
-    ssize_t n = ::pread(fd_, out.data(), std::min(out.size(), kLargestTransfer), static_cast<off_t>(offset));
+    ssize_t n = ::pread(fd_, out.data(), std::min(out.size(), largest_transfer), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail("read", path_);
     if (n == 0) {
@@ -105,7 +105,7 @@ void File::read_at(uint64_t offset, std::span<std::byte> out) const {
 
 void File::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    ssize_t n = ::write(fd_, bytes.data(), std::min(bytes.size(), kLargestTransfer));
+    ssize_t n = ::write(fd_, bytes.data(), std::min(bytes.size(), largest_transfer));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail("write", path_);
     bytes = bytes.subspan(static_cast<size_t>(n));

@@ -16,7 +16,7 @@
 #include "hcsmoe/error.h"
 #include "hcsmoe/shards.h"
 #include "support/hdf5_file.h"
-#include "temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace hcsmoe {
 namespace {

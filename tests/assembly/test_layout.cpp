@@ -7,7 +7,7 @@
 
 #include "assembly/layout.h"
 #include "hcsmoe/error.h"
-#include "temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace hcsmoe {
 namespace {

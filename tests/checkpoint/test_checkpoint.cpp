@@ -8,8 +8,8 @@
 #include <numeric>
 #include <set>
 
-#include "checkpoint/nearest_name.h"
 #include "hcsmoe/error.h"
+#include "support/nearest_name.h"
 #include "support/temporary_folder.h"
 
 namespace hcsmoe {

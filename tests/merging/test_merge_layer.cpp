@@ -8,7 +8,7 @@
 
 #include "hcsmoe/error.h"
 #include "hcsmoe/merging.h"
-#include "temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace hcsmoe {
 namespace {

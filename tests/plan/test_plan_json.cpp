@@ -9,7 +9,7 @@
 #include "hcsmoe/error.h"
 #include "hcsmoe/families.h"
 #include "hcsmoe/plan.h"
-#include "temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace hcsmoe {
 namespace {

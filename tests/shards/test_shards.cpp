@@ -4,7 +4,7 @@
 
 #include "hcsmoe/error.h"
 #include "hcsmoe/shards.h"
-#include "temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace hcsmoe {
 namespace {

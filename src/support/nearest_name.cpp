@@ -1,4 +1,4 @@
-#include "checkpoint/nearest_name.h"
+#include "support/nearest_name.h"
 
 #include <algorithm>
 #include <numeric>
