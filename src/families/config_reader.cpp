@@ -150,4 +150,18 @@ ModelDescription describe_decoder(const ConfigReader& config, const std::string&
   return model;
 }
 
+void name_mlp_tensors(ModelDescription& model, const std::string& shared) {
+  const std::string block = "model.layers.{layer}.mlp.";
+  TensorNames& names = model.names;
+  const auto name = [](const std::string& at, std::string& gate, std::string& up, std::string& down) {
+    gate = at + "gate_proj.weight";
+    up = at + "up_proj.weight";
+    down = at + "down_proj.weight";
+  };
+  name(block, names.dense_gate, names.dense_up, names.dense_down);
+  name(block + "experts.{expert}.", names.expert_gate, names.expert_up, names.expert_down);
+  if (model.shared_intermediate > 0) name(block + shared + ".", names.shared_gate, names.shared_up, names.shared_down);
+  names.router = block + "gate.weight";
+}
+
 }  // namespace hcsmoe

@@ -36,4 +36,8 @@ class ConfigReader {
 /// "model.layers.{layer}.self_attn.q_proj.weight".
 ModelDescription describe_decoder(const ConfigReader& config, const std::string& family);
 
+/// Names of the feed-forward tensors where all of them lie under "mlp.": dense, router ("mlp.gate"), experts ("mlp.experts.{expert}"), and,
+/// if the model has a shared expert, those under "mlp.SHARED".
+void name_mlp_tensors(ModelDescription& model, const std::string& shared);
+
 }  // namespace hcsmoe

@@ -27,20 +27,7 @@ ModelDescription describe_deepseek(const nlohmann::ordered_json& json) {
   const int64_t step = config.integer("moe_layer_freq", 1, 10000, 1);
   for (LayerDescription& layer : model.layer) layer.moe = layer.index >= first && layer.index % step == 0;
 
-  const std::string block = "model.layers.{layer}.mlp.";
-  TensorNames& names = model.names;
-  names.dense_gate = block + "gate_proj.weight";
-  names.dense_up = block + "up_proj.weight";
-  names.dense_down = block + "down_proj.weight";
-  names.router = block + "gate.weight";
-  names.expert_gate = block + "experts.{expert}.gate_proj.weight";
-  names.expert_up = block + "experts.{expert}.up_proj.weight";
-  names.expert_down = block + "experts.{expert}.down_proj.weight";
-  if (model.shared_intermediate > 0) {
-    names.shared_gate = block + "shared_experts.gate_proj.weight";
-    names.shared_up = block + "shared_experts.up_proj.weight";
-    names.shared_down = block + "shared_experts.down_proj.weight";
-  }
+  name_mlp_tensors(model, "shared_experts");
   return model;
 }
 

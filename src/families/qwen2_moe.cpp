@@ -39,19 +39,8 @@ ModelDescription describe_qwen2_moe(const nlohmann::ordered_json& json) {
     if (windows && layer.index >= first_window_layer) layer.sliding_window = config.integer("sliding_window", 1, int64_t{1} << 40);
   }
 
-  const std::string block = "model.layers.{layer}.mlp.";
-  TensorNames& names = model.names;
-  names.dense_gate = block + "gate_proj.weight";
-  names.dense_up = block + "up_proj.weight";
-  names.dense_down = block + "down_proj.weight";
-  names.router = block + "gate.weight";
-  names.expert_gate = block + "experts.{expert}.gate_proj.weight";
-  names.expert_up = block + "experts.{expert}.up_proj.weight";
-  names.expert_down = block + "experts.{expert}.down_proj.weight";
-  names.shared_gate = block + "shared_expert.gate_proj.weight";
-  names.shared_up = block + "shared_expert.up_proj.weight";
-  names.shared_down = block + "shared_expert.down_proj.weight";
-  names.shared_expert_gate = block + "shared_expert_gate.weight";
+  name_mlp_tensors(model, "shared_expert");
+  model.names.shared_expert_gate = "model.layers.{layer}.mlp.shared_expert_gate.weight";
   return model;
 }
 
