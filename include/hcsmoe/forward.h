@@ -42,6 +42,20 @@ struct SweepFigures {
   double attention_seconds = 0;
 };
 
+/// Weights of one expert, in any floating type. gate, up [F, D], down [D, F].
+struct ExpertWeights {
+  at::Tensor gate, up, down;
+};
+
+/// A sparse block that runs in place of the checkpoint's: the same routing rule over R router rows, which lead to K experts.
+struct SparseBlock {
+  at::Tensor router;                   // [R, D]
+  std::vector<ExpertWeights> experts;  // K
+  /// [R]: the expert of each row. Several rows may lead to one expert, whose weights for a token are then added up (the aliasing of
+  /// HC-SMoE's own evaluation). Empty: row r leads to expert r, R = K.
+  std::vector<int64_t> expert_of_row;
+};
+
 class LayerSweep {
  public:
   /// sequences: int32 ids, each [T], this rank's share (may be none). The checkpoint and the description must outlive the sweep.
@@ -49,12 +63,24 @@ class LayerSweep {
   ~LayerSweep();
   LayerSweep(const LayerSweep&) = delete;
 
-  /// Runs the next layer: attention, then the dense or sparse block. With statistics, every expert of a sparse block runs on all tokens,
-  /// and sums are added to `statistics` (not cleared here).
-  void run_layer(StatisticsAccumulator* statistics = nullptr);
-  int64_t next_layer() const;
+  /// Runs the next layer: begin_layer, then finish_layer.
+  void run_layer(StatisticsAccumulator* statistics = nullptr, const SparseBlock* instead = nullptr);
+  /// Attention, and of a sparse block its input and the shared expert; all of a dense block.
+  void begin_layer();
+  /// The routed experts of a sparse block: the checkpoint's, or `instead`. With statistics (of the checkpoint's block only), sums are added
+  /// to them (not cleared here); if they hold unit_sum, every expert runs on all tokens.
+  void finish_layer(StatisticsAccumulator* statistics = nullptr, const SparseBlock* instead = nullptr);
+  int64_t next_layer() const;  // counts after finish_layer
   int64_t tokens() const;
   const SweepFigures& figures() const;
+
+  // Views of the sweep's own buffers, float32 [N, D]; a later layer overwrites them.
+  /// What router and experts of a sparse block read: the normed rows. From begin_layer on.
+  at::Tensor block_input() const;
+  /// The sum of the routed experts' weighted outputs, without the shared expert. From finish_layer on.
+  at::Tensor routed_output() const;
+  /// The residual stream.
+  at::Tensor hidden() const;
 
   // After the last layer:
   /// Of each sequence, the sum over its tokens but the first of -log p(token | tokens before it), natural logarithm.

@@ -93,7 +93,7 @@ void LayerSweep::State::feed_forward(const at::Tensor& input, const at::Tensor& 
 void LayerSweep::State::dense_block() {
   const int64_t N = tokens(), D = model.hidden_size;
   const at::Tensor norm = float_weight(model.names.attention_norm, "norm");
-  at::Tensor x = block_input.get(padded(N, row_block), D, compute.dtype);
+  at::Tensor x = block_input_buffer.get(padded(N, row_block), D, compute.dtype);
   for_each_task(blocks_of(N, row_block), [&](int64_t b, int thread) {
     const int64_t begin = b * row_block;
     at::Tensor xb = x.narrow(0, begin, row_block);
@@ -104,30 +104,54 @@ void LayerSweep::State::dense_block() {
   feed_forward(x, weight(names.dense_gate, "gate"), weight(names.dense_up, "up"), weight(names.dense_down, "down"), {}, hidden);
 }
 
-Routing LayerSweep::State::route(StatisticsAccumulator* statistics) {
-  const int64_t N = tokens(), D = model.hidden_size, E = model.experts, k = model.routing.top_k;
-  const at::Tensor norm = float_weight(model.names.attention_norm, "norm"), router = float_weight(model.names.router, "router");
-  const at::Tensor shared_gate =
-      model.shared_expert_gate ? float_weight(model.names.shared_expert_gate, "shared expert gate") : at::Tensor();
-  at::Tensor x = block_input.get(padded(N, row_block), D, compute.dtype);
+void LayerSweep::State::sparse_input() {
+  const int64_t N = tokens(), D = model.hidden_size;
+  const at::Tensor norm = float_weight(model.names.attention_norm, "norm");
+  block_rows = block_rows_buffer.get(padded(N, row_block), D, at::kFloat);
+  block_input = half() ? block_input_buffer.get(padded(N, row_block), D, compute.dtype) : block_rows;
+  for_each_task(blocks_of(N, row_block), [&](int64_t b, int) {
+    const int64_t begin = b * row_block;
+    at::Tensor rows = block_rows.narrow(0, begin, row_block);
+    norm_rows(begin, std::min(row_block, N - begin), norm, rows, nullptr);
+    if (!half()) return;
+    at::Tensor rounded = block_input.narrow(0, begin, row_block);
+    to_bfloat16(const_data<float>(rows), row_block * D, data<uint16_t>(rounded));
+  });
+}
+
+void LayerSweep::State::shared_expert() {
+  if (model.shared_intermediate == 0) return;
+  const int64_t N = tokens(), D = model.hidden_size;
+  std::vector<float> scale;  // [N]: sigmoid gate
+  if (model.shared_expert_gate) {
+    const at::Tensor gate = float_weight(model.names.shared_expert_gate, "shared expert gate");  // [1, D]
+    scale.resize(static_cast<size_t>(N));
+    for_each_task(blocks_of(N, row_block), [&](int64_t b, int) {
+      for (int64_t row = b * row_block; row < std::min(N, (b + 1) * row_block); ++row) {
+        double s = 0;
+        const float* x = const_data<float>(block_rows) + row * D;
+        for (int64_t c = 0; c < D; ++c) s += static_cast<double>(x[c]) * static_cast<double>(const_data<float>(gate)[c]);
+        scale[static_cast<size_t>(row)] = static_cast<float>(1 / (1 + std::exp(-s)));
+      }
+    });
+  }
+  const TensorNames& names = model.names;
+  feed_forward(block_input, weight(names.shared_gate, "gate"), weight(names.shared_up, "up"), weight(names.shared_down, "down"), scale,
+               hidden);
+}
+
+Routing LayerSweep::State::route(StatisticsAccumulator* statistics, const SparseBlock* instead) {
+  const at::Tensor router = instead ? instead->router.to(at::kFloat).contiguous() : float_weight(model.names.router, "router");  // [R, D]
+  const int64_t N = tokens(), D = model.hidden_size, E = router.size(0), k = model.routing.top_k;
   std::vector<float> weight_of(static_cast<size_t>(N * k));
   std::vector<int32_t> expert_of(static_cast<size_t>(N * k));
   std::mutex statistics_mutex;
-  shared_scale.assign(model.shared_expert_gate ? static_cast<size_t>(N) : 0, 1.0f);
 
   for_each_task(blocks_of(N, row_block), [&](int64_t b, int thread) {
-    const auto i = static_cast<size_t>(thread);
     const int64_t begin = b * row_block, n = std::min(row_block, N - begin);
     // The router works on the float32 rows, whatever the type of the experts' products.
-    at::Tensor rows = thread_float[i].get(row_block, D, at::kFloat), z = thread_logits[i].get(row_block, E, at::kFloat);
-    norm_rows(begin, n, norm, rows, nullptr);
-    block_product(rows, router, z);
-    at::Tensor xb = x.narrow(0, begin, row_block);
-    if (half()) {
-      to_bfloat16(const_data<float>(rows), row_block * D, data<uint16_t>(xb));
-    } else {
-      std::memcpy(data<float>(xb), const_data<float>(rows), static_cast<size_t>(row_block * D) * sizeof(float));
-    }
+    at::Tensor z = thread_logits[static_cast<size_t>(thread)].get(row_block, E, at::kFloat);
+    block_product(block_rows.narrow(0, begin, row_block), router, z);
     RoutedToken token;
     BlockSums sums(statistics ? static_cast<size_t>(E) : 0);
     for (int64_t r = 0; r < n; ++r) {
@@ -138,12 +162,6 @@ Routing LayerSweep::State::route(StatisticsAccumulator* statistics) {
         expert_of[static_cast<size_t>(row * k + j)] = token.chosen[static_cast<size_t>(j)].first;
         weight_of[static_cast<size_t>(row * k + j)] = token.chosen[static_cast<size_t>(j)].second;
       }
-      if (shared_gate.defined()) {
-        double s = 0;
-        const float* xr = const_data<float>(rows) + r * D;
-        for (int64_t c = 0; c < D; ++c) s += static_cast<double>(xr[c]) * static_cast<double>(const_data<float>(shared_gate)[c]);
-        shared_scale[static_cast<size_t>(row)] = static_cast<float>(1 / (1 + std::exp(-s)));
-      }
       if (statistics) sums.add(token, zr);
     }
     if (statistics) {
@@ -153,12 +171,18 @@ Routing LayerSweep::State::route(StatisticsAccumulator* statistics) {
   });
   figures.operations += 2.0 * static_cast<double>(N) * static_cast<double>(D) * static_cast<double>(E);
 
+  const bool alias = instead && !instead->expert_of_row.empty();
   Routing routing;
-  routing.of_expert.resize(static_cast<size_t>(E));
+  routing.of_expert.resize(instead ? instead->experts.size() : static_cast<size_t>(E));
   for (int64_t row = 0; row < N; ++row) {
     for (int64_t j = 0; j < k; ++j) {
-      const auto at = static_cast<size_t>(row * k + j);
-      routing.of_expert[static_cast<size_t>(expert_of[at])].push_back({static_cast<int32_t>(row), weight_of[at]});
+      const auto at = static_cast<size_t>(row * k + j), chosen = static_cast<size_t>(expert_of[at]);
+      auto& entries = routing.of_expert[alias ? static_cast<size_t>(instead->expert_of_row[chosen]) : chosen];
+      if (alias && !entries.empty() && entries.back().row == row) {
+        entries.back().weight += weight_of[at];
+      } else {
+        entries.push_back({static_cast<int32_t>(row), weight_of[at]});
+      }
     }
   }
   if (!statistics) return routing;
@@ -170,30 +194,33 @@ Routing LayerSweep::State::route(StatisticsAccumulator* statistics) {
   return routing;
 }
 
-void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
+void LayerSweep::State::routed_experts(StatisticsAccumulator* statistics, const SparseBlock* instead) {
   const int64_t N = tokens(), D = model.hidden_size, F = model.expert_intermediate;
-  const Routing routing = route(statistics);
-  const at::Tensor x = block_input.get(padded(N, row_block), D, compute.dtype);
-  at::Tensor output = block_output.get(N, D, at::kFloat, true);
-  const int64_t all_blocks = statistics ? blocks_of(N, row_block) : 0;
+  const Routing routing = route(statistics, instead);
+  const at::Tensor x = block_input;
+  at::Tensor output = block_output = block_output_buffer.get(N, D, at::kFloat, true);
+  const bool on_all = statistics && statistics->intermediate > 0;
+  const int64_t all_blocks = on_all ? blocks_of(N, row_block) : 0;
   const auto threads = static_cast<size_t>(compute.threads);
-  std::vector<std::vector<int64_t>> thread_sums(threads, std::vector<int64_t>(statistics ? static_cast<size_t>(F) : 0));
+  std::vector<std::vector<int64_t>> thread_sums(threads, std::vector<int64_t>(on_all ? static_cast<size_t>(F) : 0));
   std::vector<double> norms;
   std::mutex sums_mutex;
   at::Tensor units_of_routed = routed_units.get(padded(routing.largest(), routed_row_block), F, compute.dtype);
   const auto unit_bytes = static_cast<size_t>(F) * units_of_routed.element_size();
   auto* const routed_bytes = static_cast<char*>(units_of_routed.mutable_data_ptr());
 
-  for (int64_t e = 0; e < model.experts; ++e) {
+  for (int64_t e = 0; e < static_cast<int64_t>(routing.of_expert.size()); ++e) {
     const auto& entries = routing.of_expert[static_cast<size_t>(e)];
     const auto routed = static_cast<int64_t>(entries.size());
     const int64_t routed_blocks = blocks_of(routed, routed_row_block);
-    if (!statistics && routed == 0) continue;
-    const auto expert_weight = [&](ExpertPart part, const char* slot) {
-      return weights.get(expert_tensor_name(model, layer, e, part), slot);
+    if (!on_all && routed == 0) continue;
+    const auto expert_weight = [&](ExpertPart part, at::Tensor ExpertWeights::*given, const char* slot) {
+      return instead ? weights.convert(instead->experts[static_cast<size_t>(e)].*given, slot)
+                     : weights.get(expert_tensor_name(model, layer, e, part), slot);
     };
-    const at::Tensor gate = expert_weight(ExpertPart::gate, "gate"), up = expert_weight(ExpertPart::up, "up");
-    const at::Tensor down = expert_weight(ExpertPart::down, "down");
+    const at::Tensor gate = expert_weight(ExpertPart::gate, &ExpertWeights::gate, "gate");  // [F, D]
+    const at::Tensor up = expert_weight(ExpertPart::up, &ExpertWeights::up, "up");          // [F, D]
+    const at::Tensor down = expert_weight(ExpertPart::down, &ExpertWeights::down, "down");  // [D, F]
 
     // All tokens: h = act(gate x) * (up x), summed; the routed tokens' h is kept for the down product.
     std::atomic<bool> finite{true};
@@ -224,8 +251,8 @@ void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
           "layer " + std::to_string(layer) + ", expert " + std::to_string(e) +
           ": an intermediate value is not finite or exceeds 2^21; the checkpoint's weights are damaged, or need float32 (device.dtype)");
     }
-    // Without statistics only the routed tokens' rows are computed.
-    if (!statistics) {
+    // Without unit sums only the routed tokens' rows are computed.
+    if (!on_all) {
       for_each_task(routed_blocks, [&](int64_t b, int thread) {
         const auto i = static_cast<size_t>(thread);
         const int64_t begin = b * routed_row_block, n = std::min(routed_row_block, routed - begin);
@@ -265,15 +292,10 @@ void LayerSweep::State::sparse_block(StatisticsAccumulator* statistics) {
         statistics->weighted_output_norm_sum.add(i, norms[r] * static_cast<double>(entries[r].weight));
       }
     }
-    const auto all = static_cast<double>(statistics ? N : routed), DF = static_cast<double>(D * F);
+    const auto all = static_cast<double>(on_all ? N : routed), DF = static_cast<double>(D * F);
     figures.operations += 4 * all * DF + 2 * static_cast<double>(routed) * DF;
   }
 
-  if (model.shared_intermediate > 0) {
-    const TensorNames& names = model.names;
-    feed_forward(x, weight(names.shared_gate, "gate"), weight(names.shared_up, "up"), weight(names.shared_down, "down"), shared_scale,
-                 output);
-  }
   for_each_task(blocks_of(N, row_block), [&](int64_t b, int) {
     const int64_t begin = b * row_block, n = std::min(row_block, N - begin);
     for (int64_t r = begin; r < begin + n; ++r) add_scaled(const_data<float>(output) + r * D, 1.0f, D, data<float>(hidden) + r * D);

@@ -20,7 +20,7 @@ void LayerSweep::State::for_each_logits(const std::function<void(int64_t row, in
   if (layer != model.layers) throw Error("logits are asked for before the last layer has run");
   const int64_t N = tokens(), D = model.hidden_size, V = model.vocabulary;
   const at::Tensor norm = weights.get_float(model.names.final_norm, "norm"), stored = checkpoint.tensor(model.names.output);  // [V, D]
-  at::Tensor x = block_output.get(padded(N, row_block), D, at::kFloat);
+  at::Tensor x = output_rows.get(padded(N, row_block), D, at::kFloat);
   for_each_task(blocks_of(N, row_block), [&](int64_t b, int) {
     at::Tensor xb = x.narrow(0, b * row_block, row_block);
     norm_rows(b * row_block, std::min(row_block, N - b * row_block), norm, xb, nullptr);

@@ -23,15 +23,18 @@ struct LayerSweep::State {
   const std::vector<at::Tensor> sequences;  // int32 [T] each
   std::vector<int64_t> first_row;           // of each sequence, and N at the end
   Weights weights;
-  int64_t layer = 0;  // the next one
+  int64_t layer = 0;   // the next one, or the one that has begun
+  bool begun = false;  // its attention has run
   SweepFigures figures;
 
   at::Tensor hidden;                      // float32 [N, D]: the residual stream
   std::map<int64_t, RotaryTable> rotary;  // by sequence length
 
   // Buffers that are kept from layer to layer.
-  Buffer normed, query, key, value, attended, block_input, block_output, routed_units;
-  std::vector<float> shared_scale;  // [N]: sigmoid gate of the shared expert; empty where there is none
+  // block_rows: float32 [N, D], what a sparse block reads; block_input: the same in the type of computation (block_rows, if that is
+  // float32); block_output: float32 [N, D], of the routed experts.
+  Buffer normed, query, key, value, attended, block_rows_buffer, block_input_buffer, block_output_buffer, output_rows, routed_units;
+  at::Tensor block_rows, block_input, block_output;
   std::vector<Buffer> thread_float, thread_gate, thread_up, thread_out, thread_logits;
 
   int64_t tokens() const { return first_row.back(); }
@@ -44,7 +47,9 @@ struct LayerSweep::State {
   void embed();
   void attention();
   void dense_block();
-  void sparse_block(StatisticsAccumulator* statistics);
+  void sparse_input();
+  void shared_expert();
+  void routed_experts(StatisticsAccumulator* statistics, const SparseBlock* instead);
 
   /// Normed rows of hidden[first .. first+n) into out, one block of float32 or the type of computation; rows beyond n are zero.
   /// scratch: float [D], not needed where out is float32.
@@ -53,7 +58,7 @@ struct LayerSweep::State {
   /// (all 1 where scale is empty).
   void feed_forward(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up, const at::Tensor& down,
                     const std::vector<float>& scale, at::Tensor& output);
-  Routing route(StatisticsAccumulator* statistics);
+  Routing route(StatisticsAccumulator* statistics, const SparseBlock* instead);
   /// visit(row, first, logits, n): logits of vocabulary entries first .. first+n for one row; rows of different blocks run concurrently.
   void for_each_logits(const std::function<void(int64_t row, int64_t first, const float* logits, int64_t n)>& visit);
 };

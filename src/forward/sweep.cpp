@@ -9,6 +9,19 @@
 #include "hcsmoe/error.h"
 
 namespace hcsmoe {
+namespace {
+
+/// Seconds since it was made or last asked.
+struct Stopwatch {
+  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+  double seconds() {
+    const auto before = std::exchange(start, std::chrono::steady_clock::now());
+    return std::chrono::duration<double>(start - before).count();
+  }
+};
+
+}  // namespace
+
 LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& model_, const Compute& compute_,
                          std::vector<at::Tensor> sequences_)
     : checkpoint(checkpoint_),
@@ -71,27 +84,48 @@ int64_t LayerSweep::next_layer() const { return state_->layer; }
 int64_t LayerSweep::tokens() const { return state_->tokens(); }
 const SweepFigures& LayerSweep::figures() const { return state_->figures; }
 
-void LayerSweep::run_layer(StatisticsAccumulator* statistics) {
+at::Tensor LayerSweep::block_input() const { return state_->block_rows.narrow(0, 0, tokens()); }
+at::Tensor LayerSweep::routed_output() const { return state_->block_output; }
+at::Tensor LayerSweep::hidden() const { return state_->hidden; }
+
+void LayerSweep::run_layer(StatisticsAccumulator* statistics, const SparseBlock* instead) {
+  begin_layer();
+  finish_layer(statistics, instead);
+}
+
+void LayerSweep::begin_layer() {
   State& state = *state_;
+  if (state.begun) throw Error("layer " + std::to_string(state.layer) + " has begun already");
+  state.begun = true;
   if (state.layer + 1 < state.model.layers) {
     for (const std::string& name : layer_tensor_names(state.model, state.layer + 1)) state.checkpoint.will_need(name);
   }
-  auto seconds = [start = std::chrono::steady_clock::now()]() mutable {
-    const auto before = std::exchange(start, std::chrono::steady_clock::now());
-    return std::chrono::duration<double>(start - before).count();
-  };
   SweepFigures& figures = state.figures;
+  Stopwatch watch;
   state.attention();
-  figures.attention_seconds += seconds();
+  figures.attention_seconds += watch.seconds();
+  if (!state.model.layer[static_cast<size_t>(state.layer)].moe) return state.dense_block();
+  const double before = figures.operations;
+  state.sparse_input();
+  state.shared_expert();
+  figures.block_operations += figures.operations - before;
+  figures.block_seconds += watch.seconds();
+}
+
+void LayerSweep::finish_layer(StatisticsAccumulator* statistics, const SparseBlock* instead) {
+  State& state = *state_;
+  if (!state.begun) throw Error("layer " + std::to_string(state.layer) + " has not begun");
+  if (statistics && instead) throw Error("statistics are of the checkpoint's own block");
   if (state.model.layer[static_cast<size_t>(state.layer)].moe) {
+    SweepFigures& figures = state.figures;
     const double before = figures.operations;
-    state.sparse_block(statistics);
+    Stopwatch watch;
+    state.routed_experts(statistics, instead);
     figures.block_operations += figures.operations - before;
-    figures.block_seconds += seconds();
-  } else {
-    state.dense_block();
+    figures.block_seconds += watch.seconds();
   }
   for (const std::string& name : layer_tensor_names(state.model, state.layer)) state.checkpoint.done_with(name);
+  state.begun = false;
   ++state.layer;
 }
 

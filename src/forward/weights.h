@@ -20,10 +20,15 @@ class Weights {
   /// Valid until the next get with the same slot.
   at::Tensor get(const std::string& name, const std::string& slot) { return get(name, slot, dtype_); }
   at::Tensor get_float(const std::string& name, const std::string& slot) { return get(name, slot, at::kFloat); }
+  /// A tensor that is not the checkpoint's.
+  at::Tensor convert(const at::Tensor& stored, const std::string& slot) { return convert(stored, slot, dtype_); }
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
  private:
-  at::Tensor get(const std::string& name, const std::string& slot, at::ScalarType dtype);
+  at::Tensor get(const std::string& name, const std::string& slot, at::ScalarType dtype) {
+    return convert(checkpoint_.tensor(name), slot, dtype);
+  }
+  at::Tensor convert(const at::Tensor& stored, const std::string& slot, at::ScalarType dtype);
   const Checkpoint& checkpoint_;
   at::ScalarType dtype_;
   std::map<std::string, Buffer> buffers_;
