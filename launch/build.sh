@@ -48,7 +48,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 torch_requirement=${HCSMOE_TORCH_REQUIREMENT:-torch==2.13.0}
 
 packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev
-  libspdlog-dev libpcre2-dev libicu-dev zlib1g-dev libxxhash-dev)
+  libspdlog-dev libpcre2-dev libicu-dev zlib1g-dev libxxhash-dev liblbfgs-dev)
 test_packages=(libgtest-dev libbenchmark-dev)
 
 # Debian packages that are not installed. Python may come from elsewhere, so there the ability counts and not the package.

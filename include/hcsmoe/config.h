@@ -20,7 +20,8 @@ enum class Linkage { single, complete, average, ward };
 enum class Merge { frequency, average, dominant };
 /// How the K router rows are made of the members' rows.
 enum class RouterMerge { frequency, average, representative };
-enum class Reconstruction { none };
+/// What of a compressed block is fitted to the output of the block it replaces: nothing, the router rows, or also the experts.
+enum class Reconstruction { none, router, full };
 /// The first centres of k-means.
 enum class Init { farthest, random };
 

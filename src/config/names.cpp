@@ -19,7 +19,8 @@ constexpr Name<Linkage> linkages[] = {
 constexpr Name<Merge> merges[] = {{Merge::frequency, "frequency"}, {Merge::average, "average"}, {Merge::dominant, "dominant"}};
 constexpr Name<RouterMerge> router_merges[] = {
     {RouterMerge::frequency, "frequency"}, {RouterMerge::average, "average"}, {RouterMerge::representative, "representative"}};
-constexpr Name<Reconstruction> reconstructions[] = {{Reconstruction::none, "none"}};
+constexpr Name<Reconstruction> reconstructions[] = {
+    {Reconstruction::none, "none"}, {Reconstruction::router, "router"}, {Reconstruction::full, "full"}};
 constexpr Name<Init> inits[] = {{Init::farthest, "farthest"}, {Init::random, "random"}};
 constexpr Name<ComputeDtype> compute_dtypes[] = {
     {ComputeDtype::automatic, "auto"}, {ComputeDtype::float32, "float32"}, {ComputeDtype::bfloat16, "bfloat16"}};

@@ -47,11 +47,13 @@ HCSMOE_INLINE void gated_units_body(T* __restrict gate, const T* __restrict up, 
   for (int64_t i = 0; i < n; ++i) store(gated(load(gate[i]), load(up[i])), gate[i]);
 }
 
-/// round(x * 2^30) for |x| < 2^21: x * 2^30 + 1.5 * 2^52 holds it in the low bits of its mantissa.
-HCSMOE_INLINE int64_t units(double x) {
+/// round(x) for |x| < 2^51: x + 1.5 * 2^52 holds it in the low bits of its mantissa.
+HCSMOE_INLINE int64_t nearest(double x) {
   constexpr double magic = 6755399441055744.0;
-  return std::bit_cast<int64_t>(x * 1073741824.0 + magic) - std::bit_cast<int64_t>(magic);
+  return std::bit_cast<int64_t>(x + magic) - std::bit_cast<int64_t>(magic);
 }
+/// round(x * 2^30) for |x| < 2^21.
+HCSMOE_INLINE int64_t units(double x) { return nearest(x * 1073741824.0); }
 constexpr double largest_unit_value = 2097152.0;
 
 template <class T>
@@ -125,6 +127,16 @@ HCSMOE_FOR_EACH_VECTOR_WIDTH bool gated_units_summed(uint16_t* gate, const uint1
   return gated_units_summed_body(gate, up, rows, width, sums);
 }
 
+HCSMOE_FOR_EACH_VECTOR_WIDTH void gated_slopes(const float* __restrict gate, const float* __restrict up, float weight, int64_t width,
+                                               float* __restrict value, float* __restrict by_gate, float* __restrict by_up) {
+  for (int64_t c = 0; c < width; ++c) {
+    const float sigmoid = 1.0f / (1.0f + exponential(-gate[c])), activation = gate[c] * sigmoid;
+    value[c] = weight * (activation * up[c]);
+    by_gate[c] = weight * (sigmoid * (1.0f + gate[c] * (1.0f - sigmoid)) * up[c]);
+    by_up[c] = weight * activation;
+  }
+}
+
 HCSMOE_FOR_EACH_VECTOR_WIDTH bool outer_product_summed(const float* z, int64_t width, int64_t* sums) {
   int bad = 0;
   for (int64_t i = 0; i < width; ++i) {
@@ -137,6 +149,20 @@ HCSMOE_FOR_EACH_VECTOR_WIDTH bool outer_product_summed(const float* z, int64_t w
     }
   }
   return bad == 0;
+}
+
+HCSMOE_FOR_EACH_VECTOR_WIDTH void quantised_add(const float* x, int64_t n, double scale, int64_t* sums) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += nearest(static_cast<double>(x[i]) * scale);
+}
+
+HCSMOE_FOR_EACH_VECTOR_WIDTH float largest_magnitude(const float* x, int64_t n) {
+  // As bits, magnitudes are ordered like integers, NaN above infinity above all others.
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest > 0x7f800000u ? INFINITY : std::bit_cast<float>(largest);
 }
 
 HCSMOE_FOR_EACH_VECTOR_WIDTH void rms_norm(const float* x, const float* weight, double epsilon, int64_t width, float* out) {

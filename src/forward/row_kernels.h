@@ -17,9 +17,18 @@ void gated_units(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width
 [[nodiscard]] bool gated_units_summed(float* gate, const float* up, int64_t rows, int64_t width, int64_t* sums);
 [[nodiscard]] bool gated_units_summed(uint16_t* gate, const uint16_t* up, int64_t rows, int64_t width, int64_t* sums);
 
+/// One row, with a = gate / (1 + exp(-gate)): value = weight * a * up, and its derivatives by gate and by up.
+void gated_slopes(const float* gate, const float* up, float weight, int64_t width, float* value, float* by_gate, float* by_up);
+
 /// sums[i][j] += z[i] z[j] for j >= i, in units of 2^-30: one row of `width`, at most 1024 calls between clearing. Returns false if a
 /// product is not finite or >= 2^21.
 [[nodiscard]] bool outer_product_summed(const float* z, int64_t width, int64_t* sums);
+
+/// sums[i] += round(x[i] * scale), for |x[i] * scale| < 2^51.
+void quantised_add(const float* x, int64_t n, double scale, int64_t* sums);
+
+/// The largest |x[i]|; NaN and infinity give infinity.
+float largest_magnitude(const float* x, int64_t n);
 
 /// out = x / sqrt(mean(x^2) + epsilon) * weight: one row of `width`. (RMSNorm, arXiv 1910.07467)
 void rms_norm(const float* x, const float* weight, double epsilon, int64_t width, float* out);

@@ -1,0 +1,90 @@
+#include "reconstruction/normal_equations.h"
+
+#include <ATen/ops/cholesky_solve.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/mm_ops.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "forward/products.h"
+#include "forward/row_kernels.h"
+#include "reconstruction/panels.h"
+#include "statistics/bounded_sums.h"
+
+namespace hcsmoe {
+namespace {
+
+/// The largest magnitude in the first n rows, over all ranks.
+double largest(const at::Tensor& x, int64_t n, const Ranks& ranks) {
+  const float mine = n > 0 ? largest_magnitude(const_data<float>(x), n * x.size(1)) : 0;
+  return static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(ranks.all_reduce_max(std::bit_cast<uint32_t>(mine)))));
+}
+
+/// a^T b, of which rows from `from(first column of a panel)` on are made.
+template <class From>
+BoundedSums summed_products(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end, const Ranks& ranks,
+                            const From& from) {
+  const int64_t I = a.size(1), O = b.size(1), n = group_end.empty() ? 0 : group_end.back();
+  std::vector<int64_t> rows{n};
+  ranks.all_reduce_sum(rows);
+  const auto margin = 2 * static_cast<double>(std::max<int64_t>(rows[0], 1));  // 2: of the products' own rounding
+  BoundedSums sums(I * O, margin * largest(a, n, ranks) * largest(b, n, ranks));
+  std::vector<Buffer> buffers(static_cast<size_t>(at::get_num_threads()));
+  for_each_task(blocks_of(O, panel_rows), [&](int64_t task, int thread) {
+    const int64_t first = task * panel_rows, width = std::min(panel_rows, O - first), top = from(first);
+    at::Tensor product = buffers[static_cast<size_t>(thread)].get(I - top, width, at::kFloat);
+    int64_t begin = 0;
+    for (const int64_t end : group_end) {
+      if (end == begin) continue;
+      const at::Tensor left = a.narrow(0, begin, end - begin).narrow(1, top, I - top);
+      at::_ops::mm_out::call(left.t(), b.narrow(0, begin, end - begin).narrow(1, first, width), product);
+      for (int64_t i = top; i < I; ++i) {
+        quantised_add(const_data<float>(product) + (i - top) * width, width, sums.scale(), sums.units() + i * O + first);
+      }
+      begin = end;
+    }
+  });
+  sums.all_reduce(ranks);
+  return sums;
+}
+
+}  // namespace
+
+at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, const Ranks& ranks) {
+  const int64_t I = a.size(1);
+  const BoundedSums sums = summed_products(a, a, group_end, ranks, [](int64_t first) { return first; });  // on and below the diagonal
+  at::Tensor result = at::empty({I, I}, at::kDouble);
+  for (int64_t i = 0; i < I; ++i) {
+    for (int64_t j = 0; j <= i; ++j) data<double>(result)[i * I + j] = data<double>(result)[j * I + i] = sums.value(i * I + j);
+  }
+  return result;
+}
+
+at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end, const Ranks& ranks) {
+  const BoundedSums sums = summed_products(a, b, group_end, ranks, [](int64_t) { return int64_t{0}; });
+  at::Tensor result = at::empty({a.size(1), b.size(1)}, at::kDouble);
+  for (int64_t i = 0; i < result.numel(); ++i) data<double>(result)[i] = sums.value(i);
+  return result;
+}
+
+void add_ridge(at::Tensor& matrix, double share) {
+  const int64_t n = matrix.size(0);
+  double trace = 0;
+  for (int64_t i = 0; i < n; ++i) trace += data<double>(matrix)[i * n + i];
+  for (int64_t i = 0; i < n; ++i) data<double>(matrix)[i * n + i] += share * trace / static_cast<double>(n);
+}
+
+at::Tensor ridge_solution(const at::Tensor& gram, const at::Tensor& right, double ridge, const Ranks& ranks) {
+  at::Tensor matrix = gram.clone();
+  add_ridge(matrix, ridge);
+  const auto [factor, info] = on_one_thread([&] { return at::linalg_cholesky_ex(matrix); });
+  if (*info.const_data_ptr<int>() != 0) return {};
+  const at::Tensor transposed =
+      in_panels(right.size(1), right.size(0), at::kDouble, ranks, [&, &lower = factor](int64_t first, int64_t width) {
+        return at::cholesky_solve(right.narrow(1, first, width).contiguous(), lower).t().contiguous();
+      });
+  return transposed.t().contiguous();
+}
+
+}  // namespace hcsmoe

@@ -1,0 +1,35 @@
+#pragma once
+// Router rows of a compressed block: K rows that do what the members' E rows did.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "forward/products.h"
+#include "hcsmoe/plan.h"
+#include "hcsmoe/reconstruction.h"
+
+namespace hcsmoe {
+
+/// Block inputs that router rows are fitted on, in the groups of the training tokens.
+struct RouterTokens {
+  RouterTokens(const BlockTokens&);
+  std::vector<int32_t> rows;       // training tokens, ascending
+  std::vector<int64_t> group_end;  // of them
+  at::Tensor input;                // float32 [padded, D]
+
+ private:
+  Buffer buffer_;
+};
+
+/// Rows [K, D] float64 by ridge least squares towards the log of the summed exponentials of the members' logits, from `start` [K, D], which
+/// the ridge (1e-3 of the mean diagonal) pulls to. Experts in no cluster are left out. Collective.
+at::Tensor rows_by_least_squares(const RouterTokens&, const at::Tensor& original, const LayerPlan&, const at::Tensor& start, const Ranks&);
+
+/// From `start`, L-BFGS on the cross entropy between the share of each cluster (the members' probabilities summed; where the routing rule
+/// renormalises, their weights after top-k summed) and the softmax of the rows' logits. float64 [K, D]. Collective.
+at::Tensor rows_by_cross_entropy(const RouterTokens&, const at::Tensor& original, const LayerPlan&, const RoutingRule&,
+                                 const at::Tensor& start, const Ranks&);
+
+}  // namespace hcsmoe
