@@ -16,8 +16,9 @@ enum class ComputeDtype { automatic, float32, bfloat16 };
 enum class Feature { expert_output, router_logits };
 enum class Metric { euclidean, cosine };
 enum class Linkage { single, complete, average, ward };
-/// How the experts of a cluster become one: weighted by how often the router chose them, all equal, or only the most used one.
-enum class Merge { frequency, average, dominant };
+/// How the experts of a cluster become one: weighted by how often the router chose them, all equal, or only the most used one; the first
+/// two also with the intermediate units aligned. fix_dominant and zipit weight all equally and match units many to one.
+enum class Merge { frequency, average, dominant, frequency_aligned, average_aligned, fix_dominant, zipit };
 /// How the K router rows are made of the members' rows.
 enum class RouterMerge { frequency, average, representative };
 /// What of a compressed block is fitted to the output of the block it replaces: nothing, the router rows, or also the experts.

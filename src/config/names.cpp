@@ -16,7 +16,13 @@ constexpr Name<Feature> features[] = {{Feature::expert_output, "expert_output"},
 constexpr Name<Metric> metrics[] = {{Metric::euclidean, "euclidean"}, {Metric::cosine, "cosine"}};
 constexpr Name<Linkage> linkages[] = {
     {Linkage::single, "single"}, {Linkage::complete, "complete"}, {Linkage::average, "average"}, {Linkage::ward, "ward"}};
-constexpr Name<Merge> merges[] = {{Merge::frequency, "frequency"}, {Merge::average, "average"}, {Merge::dominant, "dominant"}};
+constexpr Name<Merge> merges[] = {{Merge::frequency, "frequency"},
+                                  {Merge::average, "average"},
+                                  {Merge::dominant, "dominant"},
+                                  {Merge::frequency_aligned, "frequency-aligned"},
+                                  {Merge::average_aligned, "average-aligned"},
+                                  {Merge::fix_dominant, "fix-dominant"},
+                                  {Merge::zipit, "zipit"}};
 constexpr Name<RouterMerge> router_merges[] = {
     {RouterMerge::frequency, "frequency"}, {RouterMerge::average, "average"}, {RouterMerge::representative, "representative"}};
 constexpr Name<Reconstruction> reconstructions[] = {

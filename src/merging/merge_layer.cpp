@@ -2,6 +2,7 @@
 
 #include "hcsmoe/error.h"
 #include "hcsmoe/merging.h"
+#include "merging/merge_units.h"
 #include "support/text.h"
 
 namespace hcsmoe {
@@ -31,11 +32,15 @@ void merge_router(const Checkpoint& checkpoint, const ModelDescription& model, c
 
 }  // namespace
 
-void merge_layer(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const TensorSink& sink) {
+void merge_layer(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const TensorSink& sink,
+                 const LayerUnits& units) {
+  if (!units.empty() && units.size() != plan.clusters.size()) throw Error("there are units of other clusters than the plan's");
   merge_router(checkpoint, model, plan, sink);
   std::vector<std::byte> merged;
   for (size_t k = 0; k < plan.clusters.size(); k++) {
     const Cluster& cluster = plan.clusters[k];
+    const bool aligned = !units.empty() && !units[k].empty();
+    const UnitParts parts = aligned ? unit_parts(cluster, units[k], model.expert_intermediate) : UnitParts{};
     for (const ExpertPart part : expert_parts) {
       std::vector<std::string> names;
       std::vector<std::span<const std::byte>> members;
@@ -53,7 +58,13 @@ void merge_layer(const Checkpoint& checkpoint, const ModelDescription& model, co
         }
       }
       merged.resize(members[0].size());
-      weighted_mean(first.dtype, members, cluster.weights, merged);
+      if (!aligned) {
+        weighted_mean(first.dtype, members, cluster.weights, merged);
+      } else {
+        const int64_t F = model.expert_intermediate, D = model.hidden_size;
+        checkpoint.tensor(names[0], part == ExpertPart::down ? std::vector<int64_t>{D, F} : std::vector<int64_t>{F, D});  // as described
+        (part == ExpertPart::down ? merge_columns : merge_rows)(first.dtype, members, parts, merged);
+      }
       for (const std::string& name : names) checkpoint.done_with(name);
       sink(expert_tensor_name(model, plan.layer, static_cast<int64_t>(k), part), first.dtype, first.shape, merged);
     }

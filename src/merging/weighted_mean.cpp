@@ -5,29 +5,10 @@
 #include "hcsmoe/error.h"
 #include "hcsmoe/merging.h"
 #include "merging/conversions.h"
+#include "merging/elements.h"
 
 namespace hcsmoe {
 namespace {
-
-/// Elements of a type to and from blocks of float32. Bytes may begin at any address: a safetensors file aligns nothing.
-struct Conversion {
-  const char* name;
-  size_t bytes;
-  void (*load)(const uint16_t* in, float* out);
-  void (*store)(const float* in, uint16_t* out);
-};
-constexpr Conversion conversions[] = {
-    {"F32", 4, nullptr, nullptr},
-    {"BF16", 2, bf16_to_float, float_to_bf16},
-    {"F16", 2, f16_to_float, float_to_f16},
-};
-
-const Conversion& conversion_of(const DType& dtype) {
-  for (const Conversion& conversion : conversions) {
-    if (dtype.name == conversion.name) return conversion;
-  }
-  throw UserError("tensors of type " + dtype.name + " cannot be merged", "supported types: F32, F16, BF16");
-}
 
 /// What one block needs, on the stack. What lies beyond the last elements of the last block is computed with, and dropped.
 struct Block {

@@ -33,9 +33,13 @@ Cluster weighted_cluster(std::vector<int64_t> members, std::span<const int64_t> 
                                        [&](int64_t a, int64_t b) { return routed_count[a] < routed_count[b]; });  // the first of equals
   switch (merge) {
     case Merge::frequency:
+    case Merge::frequency_aligned:
       cluster.weights = frequency_weights(members, routed_count);
       break;
     case Merge::average:
+    case Merge::average_aligned:
+    case Merge::fix_dominant:
+    case Merge::zipit:
       cluster.weights = equal_weights(members.size());
       break;
     case Merge::dominant:

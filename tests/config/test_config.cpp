@@ -274,7 +274,8 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   expect_has(set("compression.method=dek"), {"compression.method: 'dek' is not allowed; allowed: hc-smoe, kmeans, m-smoe"});
   expect_has(set("compression.feature=outputs"), {"compression.feature: ", "allowed: expert_output, router_logits"});
   expect_has(set("compression.metric=Euclidean"), {"compression.metric: ", "allowed: euclidean, cosine"});
-  expect_has(set("compression.merge=ties"), {"compression.merge: ", "allowed: frequency, average, dominant"});
+  expect_has(set("compression.merge=ties"),
+             {"compression.merge: ", "allowed: frequency, average, dominant, frequency-aligned, average-aligned, fix-dominant, zipit"});
   expect_has(set("compression.router=keep"), {"compression.router: ", "allowed: frequency, average, representative"});
   expect_has(set("compression.reconstruction=full"), {"compression.reconstruction: 'full' is not allowed; allowed: none"});
   expect_has(set("device.type=cuda"), {"device.type: 'cuda' is not allowed; allowed: cpu"});
@@ -395,7 +396,9 @@ TEST_F(ConfigTest, NamesGoBothWays) {
     EXPECT_EQ(parse_linkage(to_string(linkage)), linkage);
   }
   for (const auto metric : {Metric::euclidean, Metric::cosine}) EXPECT_EQ(parse_metric(to_string(metric)), metric);
-  for (const auto merge : {Merge::frequency, Merge::average, Merge::dominant}) EXPECT_EQ(parse_merge(to_string(merge)), merge);
+  for (const auto merge : {Merge::frequency, Merge::average, Merge::dominant, Merge::frequency_aligned, Merge::average_aligned,
+                           Merge::fix_dominant, Merge::zipit})
+    EXPECT_EQ(parse_merge(to_string(merge)), merge);
   for (const auto router : {RouterMerge::frequency, RouterMerge::average, RouterMerge::representative}) {
     EXPECT_EQ(parse_router_merge(to_string(router)), router);
   }
