@@ -1,6 +1,6 @@
 #pragma once
-// Clustering of a layer's experts: agglomerative (HC-SMoE, arXiv 2410.08589, Algorithm 1), with SciPy's distances and linkages, and
-// k-means.
+// Clustering of a layer's experts: agglomerative (HC-SMoE, arXiv 2410.08589, Algorithm 1), with SciPy's distances and linkages, k-means,
+// and fuzzy c-means.
 
 #include <cstdint>
 #include <span>
@@ -48,5 +48,12 @@ std::vector<int64_t> farthest_first(std::span<const double> features, int64_t ro
 /// at the latest after 300 rounds. first.size() clusters, none empty, in the order of cut_tree.
 std::vector<std::vector<int64_t>> kmeans(std::span<const double> features, int64_t rows, int64_t columns, std::vector<int64_t> first,
                                          Metric metric);
+
+/// Fuzzy c-means (Bezdek 1981) with fuzzifier 2, of normalised rows under cosine: a row's membership in a cluster is proportional to
+/// 1 / |row - centre|^2, a centre is the mean of all rows weighted by their squared memberships. A row that lies on centres belongs to
+/// these alone, in equal parts. Starts with the rows `first` as centres; ends when no membership changes by more than 1e-9, at the latest
+/// after 1000 rounds. [first.size()][rows]; a row's memberships sum to 1.
+std::vector<std::vector<double>> fuzzy_cmeans(std::span<const double> features, int64_t rows, int64_t columns, std::vector<int64_t> first,
+                                              Metric metric);
 
 }  // namespace hcsmoe

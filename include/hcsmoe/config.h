@@ -13,7 +13,10 @@ enum class AddBos { automatic, yes, no };
 enum class DeviceType { cpu, cuda };
 enum class ComputeDtype { automatic, float32, bfloat16 };
 
-enum class Feature { expert_output, router_logits };
+/// What an expert is compared by; docs/methods.md has the distances.
+enum class Feature { expert_output, expert_output_tokens, router_logits, weight, cka, weight_cka };
+/// cka and weight_cka are similarities of their own, which no metric applies to.
+bool has_metric(Feature);
 enum class Metric { euclidean, cosine };
 enum class Linkage { single, complete, average, ward };
 /// How the experts of a cluster become one: weighted by how often the router chose them, all equal, or only the most used one; the first
@@ -23,7 +26,7 @@ enum class Merge { frequency, average, dominant, frequency_aligned, average_alig
 enum class RouterMerge { frequency, average, representative };
 /// What of a compressed block is fitted to the output of the block it replaces: nothing, the router rows, or also the experts.
 enum class Reconstruction { none, router, full };
-/// The first centres of k-means.
+/// The first centres of k-means and fuzzy c-means.
 enum class Init { farthest, random };
 
 /// Experts kept a layer: a count (integer in the file) or a share of the layer's experts (a number with a point, 0 < share <= 1).
@@ -54,20 +57,28 @@ struct Recipe {
   Init init = Init::farthest;
   uint64_t seed = 42;            // of whatever is drawn
   int64_t max_cluster_size = 0;  // 0: no limit
+  int64_t candidates = 10000;    // sets that o-prune tries where it cannot try all
   Protect protect;
 };
 
-/// Which keys of the recipe a method reads, besides experts, protect and seed, which all take, and merge and router, which all that merge
-/// take. docs/methods.md describes the methods.
+/// Which keys of the recipe a method reads, besides experts, protect and seed, which all take, and what it takes for keys that are not
+/// given. docs/methods.md describes the methods.
 struct Method {
   std::string name;                    // compression.method
-  std::vector<Feature> features = {};  // empty: it compares no features
+  std::vector<Feature> features = {};  // the first is the default; empty: it compares no features
   bool metric = false;
   bool linkage = false;
   bool init = false;
   bool max_cluster_size = false;
+  bool candidates = false;
+  bool merge_and_router = true;  // false: its clusters come with weights of their own
+  Merge merge = Merge::frequency;
+  RouterMerge router = RouterMerge::frequency;
 };
 const std::vector<Method>& methods();
+const Method& method_named(const std::string& name);  // Error: there is none
+/// The recipe of a method where no other key is given.
+Recipe default_recipe(const std::string& method);
 
 struct CalibrationConfig {
   std::vector<std::filesystem::path> files;  // .jsonl[.gz], .json[.gz], .txt[.gz], .npy
@@ -76,6 +87,7 @@ struct CalibrationConfig {
   int64_t length = 2048;  // tokens a sequence
   uint64_t seed = 42;
   AddBos add_bos = AddBos::automatic;
+  int64_t sample = 2048;  // tokens, evenly spaced over all of them, that the statistics of single tokens are collected on
 };
 
 struct DeviceConfig {

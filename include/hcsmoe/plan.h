@@ -9,26 +9,27 @@
 
 #include "hcsmoe/clustering.h"
 #include "hcsmoe/config.h"
+#include "hcsmoe/families.h"
 #include "hcsmoe/statistics.h"
 
 namespace hcsmoe {
-
-struct ModelDescription;
 
 struct Cluster {
   std::vector<int64_t> members;        // ascending
   std::vector<double> weights;         // of the members in the merged expert; sum 1
   std::vector<double> router_weights;  // of the members' rows in the router row; sum 1
-  int64_t dominant = 0;                // the most used member; ties towards the smaller index
+  int64_t dominant = 0;                // the most used member, in a soft plan that of the largest weight; ties towards the smaller index
   bool operator==(const Cluster&) const = default;
 };
 
+/// Every expert is in one cluster or dropped. In a soft plan it may be in several clusters, with a weight in each.
 struct LayerPlan {
   int64_t layer = 0;
   int64_t experts = 0;            // E of the original
   std::vector<Cluster> clusters;  // K, ordered by smallest member: cluster k becomes expert k
   std::vector<int64_t> dropped;   // experts in no cluster (pruned), ascending
   Tree tree;                      // empty for methods without one
+  bool soft = false;
   bool operator==(const LayerPlan&) const = default;
 };
 
@@ -38,15 +39,26 @@ struct Plan {
   std::vector<LayerPlan> layers;  // the MoE layers, ascending
 };
 
+/// What a method plans a layer from.
+struct PlanInput {
+  const ExpertStatistics& statistics;
+  const Recipe& recipe;
+  const RoutingRule& routing;  // of the model
+  int64_t clusters = 0;        // K
+};
 /// A method that plans a layer from its statistics. A new method is one file in src/plan/methods/, a line in plan_methods(), which names
-/// its function, and a line in methods() (config.h), which names the keys that it reads.
+/// its function and the statistics that it needs, and a line in methods() (config.h), which names the keys that it reads.
 struct PlanMethod {
   std::string name;  // as in methods()
-  LayerPlan (*plan)(const ExpertStatistics&, const Recipe&, int64_t clusters);
+  LayerPlan (*plan)(const PlanInput&);
+  StatisticSet needs = {};  // besides those that the recipe's feature needs
 };
 const std::vector<PlanMethod>& plan_methods();
-/// Plans one layer by recipe.method with recipe.experts resolved for this layer.
-LayerPlan plan_layer(const ExpertStatistics&, const Recipe&);
+/// The optional statistics that planning and executing this recipe take.
+StatisticSet statistics_needed(const Recipe&);
+/// Plans one layer by recipe.method with recipe.experts resolved for this layer. UserError where a statistic was not collected.
+/// routing: the model's; only o-prune reads it.
+LayerPlan plan_layer(const ExpertStatistics&, const Recipe&, const RoutingRule& routing = {});
 
 /// plan.json (docs/architecture.md shows the format); weights as shortest round-trip decimals. from_json checks everything that can be
 /// checked without the model, and throws UserErrors that name the layer, the cluster and what is wrong.

@@ -15,17 +15,19 @@ constexpr uint64_t max_file_bytes = 1'000'000;
 constexpr int64_t max_sequences = int64_t{1} << 31;
 constexpr int64_t max_length = int64_t{1} << 24;
 constexpr int64_t max_tokens = int64_t{1} << 40;
+constexpr int64_t max_sample = int64_t{1} << 20;
 constexpr int64_t max_experts = 65536;
+constexpr int64_t max_candidates = 10'000'000;
 constexpr int64_t max_threads = 4096;
 
 /// Every key there is. docs/configuration.md describes them.
 const std::vector<SectionKeys>& known_keys() {
   static const std::vector<SectionKeys> keys = {
       {"", {"model", "output", "work", "output_shard_size", "calibration", "compression", "device", "evaluation"}},
-      {"calibration", {"files", "text_key", "sequences", "length", "seed", "add_bos"}},
+      {"calibration", {"files", "text_key", "sequences", "length", "seed", "add_bos", "sample"}},
       {"compression",
        {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "init", "seed", "max_cluster_size",
-        "protect"}},
+        "candidates", "protect"}},
       {"device", {"type", "dtype", "threads"}},
       {"evaluation", {"perplexity", "tasks", "length"}},
   };
@@ -123,6 +125,7 @@ CalibrationConfig read_calibration(const YamlNode& root, bool needs_files) {
   }
   config.seed = section.unsigned_integer("seed", config.seed);
   config.add_bos = section.choice("add_bos", config.add_bos, parse_add_bos);
+  config.sample = section.integer("sample", config.sample, 2, max_sample);
   return config;
 }
 
@@ -162,7 +165,7 @@ Protect read_protect(const Section& section) {
 /// That the keys that were written mean something to the method.
 void check_method_keys(const Section& section, const Recipe& recipe) {
   const auto& all = methods();
-  const Method& method = *std::find_if(all.begin(), all.end(), [&](const Method& m) { return m.name == recipe.method; });
+  const Method& method = method_named(recipe.method);
   const auto names = [&](auto uses) {
     std::string text;
     for (const Method& m : all) {
@@ -181,6 +184,8 @@ void check_method_keys(const Section& section, const Recipe& recipe) {
   check("linkage", [](const Method& m) { return m.linkage; });
   check("init", [](const Method& m) { return m.init; });
   check("max_cluster_size", [](const Method& m) { return m.max_cluster_size; });
+  check("candidates", [](const Method& m) { return m.candidates; });
+  for (const char* key : {"merge", "router"}) check(key, [](const Method& m) { return m.merge_and_router; });
   const auto takes = [&](const Method& m) { return std::find(m.features.begin(), m.features.end(), recipe.feature) != m.features.end(); };
   if (section.find("feature") && !takes(method)) {
     std::string allowed;
@@ -189,12 +194,16 @@ void check_method_keys(const Section& section, const Recipe& recipe) {
                         "method " + method.name + " cannot use " + to_string(recipe.feature) + "; features for " + method.name + ": " +
                             allowed + "; methods for " + to_string(recipe.feature) + ": " + names(takes));
   }
+  if (section.find("metric") && !has_metric(recipe.feature)) {
+    throw section.error(*section.find("metric"), "metric",
+                        "the feature " + to_string(recipe.feature) + " is a similarity of its own, which no metric applies to",
+                        "leave it out, or set it to null");
+  }
 }
 
 Recipe read_compression(const YamlNode& root) {
   const Section section(root, "compression");
-  Recipe recipe;
-  recipe.method = section.choice("method", recipe.method, parse_method);
+  Recipe recipe = default_recipe(section.choice("method", Recipe().method, parse_method));
   recipe.experts = read_experts(section);
   recipe.feature = section.choice("feature", recipe.feature, parse_feature);
   recipe.metric = section.choice("metric", recipe.metric, parse_metric);
@@ -205,6 +214,7 @@ Recipe read_compression(const YamlNode& root) {
   recipe.init = section.choice("init", recipe.init, parse_init);
   recipe.seed = section.unsigned_integer("seed", recipe.seed);
   recipe.max_cluster_size = section.integer("max_cluster_size", recipe.max_cluster_size, 0, max_experts);
+  recipe.candidates = section.integer("candidates", recipe.candidates, 1, max_candidates);
   recipe.protect = read_protect(section);
   check_method_keys(section, recipe);
   return recipe;

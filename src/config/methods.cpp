@@ -1,20 +1,48 @@
+#include <algorithm>
+
 #include "hcsmoe/config.h"
+#include "hcsmoe/error.h"
 
 namespace hcsmoe {
 
 const std::vector<Method>& methods() {
   using enum Feature;
   static const std::vector<Method> all = {
-      {.name = "hc-smoe", .features = {expert_output, router_logits}, .metric = true, .linkage = true, .max_cluster_size = true},
+      {.name = "hc-smoe",
+       .features = {expert_output, expert_output_tokens, router_logits, weight, cka, weight_cka},
+       .metric = true,
+       .linkage = true,
+       .max_cluster_size = true},
       {.name = "kmeans", .features = {expert_output}, .metric = true, .init = true},
+      {.name = "fuzzy-cmeans", .features = {expert_output}, .metric = true, .init = true, .merge_and_router = false},
       {.name = "m-smoe"},
+      {.name = "dek", .features = {cka, weight_cka}, .max_cluster_size = true, .merge = Merge::average, .router = RouterMerge::average},
       {.name = "f-prune"},
       {.name = "s-prune"},
+      {.name = "o-prune", .candidates = true},
       {.name = "reap"},
       {.name = "ean"},
       {.name = "random"},
   };
   return all;
 }
+
+const Method& method_named(const std::string& name) {
+  const auto method = std::find_if(methods().begin(), methods().end(), [&](const Method& m) { return m.name == name; });
+  if (method == methods().end()) throw Error("there is no method " + name);
+  return *method;
+}
+
+Recipe default_recipe(const std::string& name) {
+  const Method& method = method_named(name);
+  Recipe recipe;
+  recipe.method = name;
+  if (!method.features.empty()) recipe.feature = method.features.front();
+  recipe.merge = method.merge;
+  recipe.router = method.router;
+  return recipe;
+}
+
+bool has_metric(Feature feature) { return feature != Feature::cka && feature != Feature::weight_cka; }
 
 }  // namespace hcsmoe

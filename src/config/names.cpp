@@ -12,7 +12,12 @@ struct Name {
 };
 
 // The names that this version knows, first the one that to_string gives. Values that have no name here are of later versions.
-constexpr Name<Feature> features[] = {{Feature::expert_output, "expert_output"}, {Feature::router_logits, "router_logits"}};
+constexpr Name<Feature> features[] = {{Feature::expert_output, "expert_output"},
+                                      {Feature::expert_output_tokens, "expert_output_tokens"},
+                                      {Feature::router_logits, "router_logits"},
+                                      {Feature::weight, "weight"},
+                                      {Feature::cka, "cka"},
+                                      {Feature::weight_cka, "weight_cka"}};
 constexpr Name<Metric> metrics[] = {{Metric::euclidean, "euclidean"}, {Metric::cosine, "cosine"}};
 constexpr Name<Linkage> linkages[] = {
     {Linkage::single, "single"}, {Linkage::complete, "complete"}, {Linkage::average, "average"}, {Linkage::ward, "ward"}};

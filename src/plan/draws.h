@@ -14,12 +14,17 @@ inline uint64_t split_mix(uint64_t state) {
   return z ^ (z >> 31);
 }
 
+/// split_mix(m ^ i) for i from 0, with m = split_mix(state).
+inline std::vector<uint64_t> numbered_draws(uint64_t state, int64_t count) {
+  const uint64_t start = split_mix(state);
+  std::vector<uint64_t> draws;
+  for (int64_t i = 0; i < count; i++) draws.push_back(split_mix(start ^ static_cast<uint64_t>(i)));
+  return draws;
+}
+
 /// A number for each expert: split_mix(split_mix(split_mix(seed) ^ layer) ^ expert).
 inline std::vector<uint64_t> expert_draws(uint64_t seed, int64_t layer, int64_t experts) {
-  const uint64_t start = split_mix(split_mix(seed) ^ static_cast<uint64_t>(layer));
-  std::vector<uint64_t> draws;
-  for (int64_t e = 0; e < experts; e++) draws.push_back(split_mix(start ^ static_cast<uint64_t>(e)));
-  return draws;
+  return numbered_draws(split_mix(seed) ^ static_cast<uint64_t>(layer), experts);
 }
 
 }  // namespace hcsmoe

@@ -51,31 +51,49 @@ std::vector<double> mean_over_routed(const ExpertStatistics& statistics, std::sp
   return result;
 }
 
+double cosine(double own, double other, double product) {
+  return own > 0 && other > 0 ? product / std::sqrt(own * other) : own > 0 || other > 0 ? 0 : 1;
+}
+
 std::vector<double> logit_cosines(const ExpertStatistics& statistics) {
   const int64_t E = statistics.experts;
   const auto gram = expert_values(statistics, statistics.router_logit_gram, "router_logit_gram", E * E);
   std::vector<double> cosines(static_cast<size_t>(E * E));
   for (int64_t e = 0; e < E; e++) {
-    for (int64_t f = 0; f < E; f++) {
-      const double own = gram[e * E + e], other = gram[f * E + f];
-      cosines[e * E + f] = own > 0 && other > 0 ? gram[e * E + f] / std::sqrt(own * other) : own > 0 || other > 0 ? 0 : 1;
-    }
+    for (int64_t f = 0; f < E; f++) cosines[e * E + f] = cosine(gram[e * E + e], gram[f * E + f], gram[e * E + f]);
   }
   return cosines;
 }
 
-std::vector<double> logit_distances(const ExpertStatistics& statistics, Metric metric) {
-  const int64_t E = statistics.experts;
-  const auto gram = expert_values(statistics, statistics.router_logit_gram, "router_logit_gram", E * E);
-  const std::vector<double> cosines = logit_cosines(statistics);
-  std::vector<double> condensed;
-  for (int64_t e = 0; e < E; e++) {
-    for (int64_t f = e + 1; f < E; f++) {
-      const double squared = gram[e * E + e] + gram[f * E + f] - 2 * gram[e * E + f];
-      condensed.push_back(metric == Metric::cosine ? std::clamp(1 - cosines[e * E + f], 0.0, 2.0) : std::sqrt(std::max(0.0, squared)));
-    }
+std::span<const float> sample_values(const ExpertStatistics& statistics, const at::Tensor& tensor, const std::string& name,
+                                     int64_t columns) {
+  const std::string layer = "layer " + std::to_string(statistics.layer);
+  if (!tensor.defined() || tensor.scalar_type() != at::kFloat || tensor.dim() != 2 || tensor.size(0) < 1 || tensor.size(1) != columns ||
+      !tensor.is_contiguous()) {
+    throw UserError("the statistics of " + layer + " have no " + name + " of " + std::to_string(statistics.experts) + " experts",
+                    "collect them again");
   }
-  return condensed;
+  const std::span<const float> values(tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel()));
+  const auto bad = std::find_if_not(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+  if (bad != values.end()) {
+    throw UserError(layer + ": the " + name + " of sampled token " + std::to_string((bad - values.begin()) / columns) + " is not finite",
+                    "look for inf or nan in the checkpoint's weights of this layer, or compute in float32 (device.dtype)");
+  }
+  return values;
+}
+
+std::vector<double> sampled_output_gram(const ExpertStatistics& statistics) {
+  const int64_t E = statistics.experts, pairs = E * (E + 1) / 2;
+  const auto tokens = sample_values(statistics, statistics.token_output_gram, "token_output_gram", pairs);
+  std::vector<double> sum(static_cast<size_t>(pairs), 0.0), gram(static_cast<size_t>(E * E));
+  for (auto token = tokens.begin(); token != tokens.end(); token += pairs) {
+    for (int64_t i = 0; i < pairs; i++) sum[i] += static_cast<double>(token[i]);
+  }
+  auto next = sum.begin();
+  for (int64_t e = 0; e < E; e++) {
+    for (int64_t f = e; f < E; f++, next++) gram[e * E + f] = gram[f * E + e] = *next;
+  }
+  return gram;
 }
 
 }  // namespace hcsmoe

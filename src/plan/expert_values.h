@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "hcsmoe/config.h"
 #include "hcsmoe/statistics.h"
 
 namespace hcsmoe {
@@ -20,11 +19,16 @@ std::vector<double> mean_outputs(const ExpertStatistics&);
 /// value / routed_count; 0 for an expert that was never used.
 std::vector<double> mean_over_routed(const ExpertStatistics&, std::span<const double> value);
 
-/// Cosine of two experts' router logits over all calibration tokens: [E, E]. 0 where an expert's logits are all zero, 1 for two of these.
+/// Of two vectors by their products with themselves and each other; 0 where one of them is zero, 1 where both are.
+double cosine(double own, double other, double product);
+
+/// Cosine of two experts' router logits over all calibration tokens: [E, E].
 std::vector<double> logit_cosines(const ExpertStatistics&);
 
-/// Distances of the experts' router logits over all calibration tokens, condensed as pairwise_distances gives them: euclidean
-/// sqrt(sum_x (z_e - z_f)^2), cosine 1 - cos.
-std::vector<double> logit_distances(const ExpertStatistics&, Metric);
+/// The values of a float32 statistic of sampled tokens [S, columns]. UserError as expert_values.
+std::span<const float> sample_values(const ExpertStatistics&, const at::Tensor&, const std::string& name, int64_t columns);
+
+/// sum over the sampled tokens of <E_e(x), E_f(x)>: [E, E].
+std::vector<double> sampled_output_gram(const ExpertStatistics&);
 
 }  // namespace hcsmoe

@@ -35,9 +35,11 @@ std::vector<int64_t> protected_experts(const ExpertStatistics& statistics, const
   return highest(std::span<const double>(norms), all_experts(statistics), protect.top);
 }
 
-Division divide(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters, bool merges) {
+Division divide(const PlanInput& input, bool merges) {
+  const ExpertStatistics& statistics = input.statistics;
+  const int64_t clusters = input.clusters;
   Division division;
-  division.kept = protected_experts(statistics, recipe.protect);
+  division.kept = protected_experts(statistics, input.recipe.protect);
   const std::vector<int64_t> all = all_experts(statistics);
   std::set_difference(all.begin(), all.end(), division.kept.begin(), division.kept.end(), std::back_inserter(division.rest));
   const auto alone = static_cast<int64_t>(division.kept.size());
@@ -61,10 +63,11 @@ LayerPlan plan_of_kept(const ExpertStatistics& statistics, const std::vector<int
   return plan;
 }
 
-LayerPlan cluster_rest(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters,
+LayerPlan cluster_rest(const PlanInput& input,
                        const std::function<std::vector<std::vector<int64_t>>(const std::vector<int64_t>&, int64_t)>& group) {
+  const ExpertStatistics& statistics = input.statistics;
   const std::span<const int64_t> counts = routed_counts(statistics);
-  const Division division = divide(statistics, recipe, clusters, true);
+  const Division division = divide(input, true);
   std::vector<std::vector<int64_t>> all;
   for (const int64_t expert : division.kept) all.push_back({expert});
   if (!division.rest.empty()) {
@@ -78,7 +81,7 @@ LayerPlan cluster_rest(const ExpertStatistics& statistics, const Recipe& recipe,
   plan.layer = statistics.layer;
   plan.experts = statistics.experts;
   for (std::vector<int64_t>& members : all) {
-    plan.clusters.push_back(weighted_cluster(std::move(members), counts, recipe.merge, recipe.router));
+    plan.clusters.push_back(weighted_cluster(std::move(members), counts, input.recipe.merge, input.recipe.router));
   }
   return plan;
 }

@@ -31,27 +31,27 @@ struct Division {
   int64_t clusters = 0;       // what the rest becomes
 };
 /// merges: the rest must end in clusters, so it needs one at least. UserError where `clusters` are too few.
-Division divide(const ExpertStatistics&, const Recipe&, int64_t clusters, bool merges);
+Division divide(const PlanInput&, bool merges);
 
 /// Pruning: the protected experts and the highest of the rest stay as they are, the others are dropped.
 template <class Score>
-LayerPlan keep_highest(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters, std::span<const Score> scores);
+LayerPlan keep_highest(const PlanInput& input, std::span<const Score> scores);
 
 /// Merging: the protected experts stay alone, the rest is clustered by `group` (experts [..], K) -> K clusters of their positions in the
 /// list; members ascending, any order.
-LayerPlan cluster_rest(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters,
+LayerPlan cluster_rest(const PlanInput& input,
                        const std::function<std::vector<std::vector<int64_t>>(const std::vector<int64_t>&, int64_t)>& group);
 
 /// A plan that keeps these experts (ascending) and drops the others.
 LayerPlan plan_of_kept(const ExpertStatistics& statistics, const std::vector<int64_t>& kept);
 
 template <class Score>
-LayerPlan keep_highest(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters, std::span<const Score> scores) {
-  Division division = divide(statistics, recipe, clusters, false);
+LayerPlan keep_highest(const PlanInput& input, std::span<const Score> scores) {
+  Division division = divide(input, false);
   const std::vector<int64_t> chosen = highest(scores, std::move(division.rest), division.clusters);
   std::vector<int64_t> kept;
   std::merge(division.kept.begin(), division.kept.end(), chosen.begin(), chosen.end(), std::back_inserter(kept));
-  return plan_of_kept(statistics, kept);
+  return plan_of_kept(input.statistics, kept);
 }
 
 }  // namespace hcsmoe

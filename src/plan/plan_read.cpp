@@ -162,9 +162,11 @@ Tree read_tree(const ordered_json& json, int64_t experts, const std::string& whe
   return tree;
 }
 
-void check_cluster_order(const std::vector<Cluster>& clusters, const std::string& where) {
+/// soft: clusters may have their smallest member in common.
+void check_cluster_order(const std::vector<Cluster>& clusters, bool soft, const std::string& where) {
   for (size_t k = 1; k < clusters.size(); k++) {
-    if (clusters[k - 1].members.front() < clusters[k].members.front()) continue;
+    const int64_t before = clusters[k - 1].members.front(), now = clusters[k].members.front();
+    if (before < now || (soft && before == now)) continue;
     std::vector<int64_t> smallest;
     for (const Cluster& cluster : clusters) smallest.push_back(cluster.members.front());
     std::sort(smallest.begin(), smallest.end());
@@ -179,21 +181,22 @@ void check_cluster_order(const std::vector<Cluster>& clusters, const std::string
   }
 }
 
-/// That every expert is in one place.
+/// That every expert is in one place; where the plan is soft, in one cluster at least, or dropped.
 void check_every_expert_once(const LayerPlan& plan, const std::string& where) {
+  const std::string rule = plan.soft ? "every expert of a soft plan is in a cluster or in \"dropped\""
+                                     : "every expert is in one cluster or in \"dropped\", once";
   const auto cluster_name = [](size_t k) { return "cluster " + std::to_string(k); };
   std::vector<std::string> place(static_cast<size_t>(plan.experts));
-  const auto put = [&](int64_t expert, const std::string& here) {
-    if (!place[expert].empty()) {
-      throw UserError(where + ", " + here + ": expert " + std::to_string(expert) + " is also in " + place[expert],
-                      "every expert is in one cluster or in \"dropped\", once");
+  const auto put = [&](int64_t expert, const std::string& here, bool again) {
+    if (!place[expert].empty() && !again) {
+      throw UserError(where + ", " + here + ": expert " + std::to_string(expert) + " is also in " + place[expert], rule);
     }
     place[expert] = here;
   };
   for (size_t k = 0; k < plan.clusters.size(); k++) {
-    for (const int64_t expert : plan.clusters[k].members) put(expert, cluster_name(k));
+    for (const int64_t expert : plan.clusters[k].members) put(expert, cluster_name(k), plan.soft);
   }
-  for (const int64_t expert : plan.dropped) put(expert, "\"dropped\"");
+  for (const int64_t expert : plan.dropped) put(expert, "\"dropped\"", false);
   std::vector<std::string> missing;
   for (int64_t expert = 0; expert < plan.experts; expert++) {
     if (place[expert].empty()) missing.push_back(std::to_string(expert));
@@ -203,16 +206,20 @@ void check_every_expert_once(const LayerPlan& plan, const std::string& where) {
   if (count > 10) missing.resize(10), missing.push_back("...");
   throw UserError(where + ": " + (count == 1 ? "expert " + missing[0] + " is" : std::to_string(count) + " experts are") +
                       " in no cluster and not in \"dropped\"" + (count == 1 ? "" : ": " + listed(missing)),
-                  "every expert is in one cluster or in \"dropped\", once");
+                  rule);
 }
 
 LayerPlan read_layer(const ordered_json& json, const std::string& source, const std::string& place) {
   const std::string unnamed = source + ": " + place;
-  check_object(json, {"layer", "experts", "clusters", "dropped", "tree"}, unnamed);
+  check_object(json, {"layer", "experts", "soft", "clusters", "dropped", "tree"}, unnamed);
   LayerPlan plan;
   plan.layer = integer(required(json, "layer", unnamed), 0, most_experts, "\"layer\"", unnamed);
   const std::string where = source + ": layer " + std::to_string(plan.layer);
   plan.experts = integer(required(json, "experts", where), 1, most_experts, "\"experts\"", where);
+  if (json.contains("soft")) {
+    if (!json["soft"].is_boolean()) throw UserError(where + ": \"soft\" must be true or false, found " + shown(json["soft"]));
+    plan.soft = json["soft"].get<bool>();
+  }
   for (const auto& cluster : array(required(json, "clusters", where), "\"clusters\"", where)) {
     plan.clusters.push_back(read_cluster(cluster, plan.experts, where + ", cluster " + std::to_string(plan.clusters.size())));
   }
@@ -224,7 +231,7 @@ LayerPlan read_layer(const ordered_json& json, const std::string& source, const 
     std::sort(plan.dropped.begin(), plan.dropped.end());
   }
   check_every_expert_once(plan, where);
-  check_cluster_order(plan.clusters, where);
+  check_cluster_order(plan.clusters, plan.soft, where);
   if (json.contains("tree")) plan.tree = read_tree(json["tree"], plan.experts, where);
   return plan;
 }
@@ -261,7 +268,7 @@ Protect read_protect(const ordered_json& value, const std::string& where) {
 Recipe read_recipe(const ordered_json& json, const std::string& where) {
   check_object(json,
                {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "init", "seed",
-                "max_cluster_size", "protect"},
+                "max_cluster_size", "candidates", "protect"},
                where);
   Recipe recipe;
   const auto choose = [&](const char* key, auto& field, auto parse) {
@@ -274,6 +281,7 @@ Recipe read_recipe(const ordered_json& json, const std::string& where) {
     }
   };
   choose("method", recipe.method, parse_method);
+  recipe = default_recipe(recipe.method);
   choose("feature", recipe.feature, parse_feature);
   choose("metric", recipe.metric, parse_metric);
   choose("linkage", recipe.linkage, parse_linkage);
@@ -285,6 +293,9 @@ Recipe read_recipe(const ordered_json& json, const std::string& where) {
   if (json.contains("seed")) recipe.seed = read_seed(json["seed"], where);
   if (json.contains("max_cluster_size")) {
     recipe.max_cluster_size = integer(json["max_cluster_size"], 0, most_experts, "\"max_cluster_size\"", where);
+  }
+  if (json.contains("candidates")) {
+    recipe.candidates = integer(json["candidates"], 1, std::numeric_limits<int64_t>::max(), "\"candidates\"", where);
   }
   if (json.contains("protect")) recipe.protect = read_protect(json["protect"], where + ": \"protect\"");
   return recipe;

@@ -39,6 +39,7 @@ ordered_json to_json(const Recipe& recipe) {
   json["init"] = to_string(recipe.init);
   json["seed"] = recipe.seed;
   json["max_cluster_size"] = recipe.max_cluster_size;
+  json["candidates"] = recipe.candidates;
   if (recipe.protect.top > 0) {
     json["protect"] = {{"top", recipe.protect.top}};
   } else {
@@ -52,6 +53,7 @@ std::string layer_text(const LayerPlan& plan, const std::string& indent) {
   std::string text = "{\n";
   text += inner + "\"layer\": " + std::to_string(plan.layer) + ",\n";
   text += inner + "\"experts\": " + std::to_string(plan.experts) + ",\n";
+  if (plan.soft) text += inner + "\"soft\": true,\n";
   text += inner + "\"clusters\": [";
   for (size_t k = 0; k < plan.clusters.size(); k++) {
     const Cluster& cluster = plan.clusters[k];

@@ -4,8 +4,6 @@
 
 namespace hcsmoe {
 
-LayerPlan plan_f_prune(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters) {
-  return keep_highest(statistics, recipe, clusters, routed_counts(statistics));
-}
+LayerPlan plan_f_prune(const PlanInput& input) { return keep_highest(input, routed_counts(input.statistics)); }
 
 }  // namespace hcsmoe

@@ -5,11 +5,11 @@
 
 namespace hcsmoe {
 
-LayerPlan plan_m_smoe(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters) {
-  const int64_t E = statistics.experts;
-  const std::vector<double> cosines = logit_cosines(statistics);  // [E, E]
-  return cluster_rest(statistics, recipe, clusters, [&](const std::vector<int64_t>& experts, int64_t K) {
-    const std::vector<int64_t> dominants = highest(routed_counts(statistics), experts, K);
+LayerPlan plan_m_smoe(const PlanInput& input) {
+  const int64_t E = input.statistics.experts;
+  const std::vector<double> cosines = logit_cosines(input.statistics);  // [E, E]
+  return cluster_rest(input, [&](const std::vector<int64_t>& experts, int64_t K) {
+    const std::vector<int64_t> dominants = highest(routed_counts(input.statistics), experts, K);
     std::vector<std::vector<int64_t>> groups(dominants.size());
     for (size_t i = 0; i < experts.size(); i++) {
       const int64_t e = experts[i];

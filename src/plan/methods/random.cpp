@@ -4,9 +4,9 @@
 
 namespace hcsmoe {
 
-LayerPlan plan_random(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters) {
-  const std::vector<uint64_t> draws = expert_draws(recipe.seed, statistics.layer, statistics.experts);
-  return keep_highest(statistics, recipe, clusters, std::span<const uint64_t>(draws));
+LayerPlan plan_random(const PlanInput& input) {
+  const std::vector<uint64_t> draws = expert_draws(input.recipe.seed, input.statistics.layer, input.statistics.experts);
+  return keep_highest(input, std::span<const uint64_t>(draws));
 }
 
 }  // namespace hcsmoe

@@ -4,10 +4,11 @@
 
 namespace hcsmoe {
 
-LayerPlan plan_reap(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters) {
+LayerPlan plan_reap(const PlanInput& input) {
+  const ExpertStatistics& statistics = input.statistics;
   const auto sums = expert_values(statistics, statistics.weighted_output_norm_sum, "weighted_output_norm_sum", statistics.experts);
   const std::vector<double> scores = mean_over_routed(statistics, sums);
-  return keep_highest(statistics, recipe, clusters, std::span<const double>(scores));
+  return keep_highest(input, std::span<const double>(scores));
 }
 
 }  // namespace hcsmoe

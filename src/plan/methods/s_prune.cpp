@@ -4,9 +4,9 @@
 
 namespace hcsmoe {
 
-LayerPlan plan_s_prune(const ExpertStatistics& statistics, const Recipe& recipe, int64_t clusters) {
-  return keep_highest(statistics, recipe, clusters,
-                      expert_values(statistics, statistics.router_probability_sum, "router_probability_sum", statistics.experts));
+LayerPlan plan_s_prune(const PlanInput& input) {
+  const ExpertStatistics& statistics = input.statistics;
+  return keep_highest(input, expert_values(statistics, statistics.router_probability_sum, "router_probability_sum", statistics.experts));
 }
 
 }  // namespace hcsmoe
