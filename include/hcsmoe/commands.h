@@ -17,6 +17,7 @@ struct CommandLine {
   std::filesystem::path config;
   std::vector<std::string> overrides;  // "key.path=value" of each --set, in order
   std::filesystem::path plan;          // apply: a plan file; empty: WORK/plan.json
+  bool all = false;                    // collect: every statistic, whatever the method needs
 };
 
 /// Collective. Throws what goes wrong; main prints it and chooses the exit code.

@@ -96,7 +96,9 @@ class LayerSweep {
 /// output_sum of the accumulator's unit sums: down_e unit_sum[e] for every expert, in double. float64 [E, D]. Each rank computes a share of
 /// the experts; the result is whole on rank 0 and undefined elsewhere. Collective.
 at::Tensor expert_output_sums(const StatisticsAccumulator&, const Checkpoint&, const ModelDescription&, int64_t layer, const Ranks&);
-/// The accumulator's sums as statistics (rank 0; others get an empty value). Collective.
-ExpertStatistics finish_statistics(const StatisticsAccumulator&, const Checkpoint&, const ModelDescription&, int64_t layer, const Ranks&);
+/// Adds the accumulator's sums to what else is known of the layer (statistics.layer), on rank 0. Without unit_sum there is no output_sum.
+/// Collective.
+ExpertStatistics finish_statistics(const StatisticsAccumulator&, ExpertStatistics, const Checkpoint&, const ModelDescription&,
+                                   const Ranks&);
 
 }  // namespace hcsmoe

@@ -40,6 +40,12 @@ class StatisticSet {
   }
   bool operator==(const StatisticSet&) const = default;
   std::string names() const;  // "output_sum, weight_gram"
+  constexpr unsigned bits() const { return bits_; }
+  static constexpr StatisticSet of_bits(unsigned bits) {
+    StatisticSet set;
+    set.bits_ = bits;
+    return set;
+  }
 
  private:
   static constexpr unsigned bit(Statistic statistic) { return 1u << static_cast<unsigned>(statistic); }

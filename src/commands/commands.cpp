@@ -93,7 +93,7 @@ Plan plan_from_statistics(Job& job) {
                           std::to_string(job.model.experts));
         }
         plan.origin = origin;
-        plan.layers.push_back(plan_layer(statistics, plan.recipe));
+        plan.layers.push_back(plan_layer(statistics, plan.recipe, job.model.routing));
       }
       save_plan(plan_file(job.config), plan);
       text = plan_to_json(plan);
@@ -137,7 +137,8 @@ void run(Job& job) {
   describe(job, compute);
   job.summary.recipe = job.config.compression;
   const at::Tensor ids = prepare_calibration(job, compute);
-  if (statistics_are_valid(job)) {
+  const auto wanted = statistics_to_collect(job, statistics_needed(job.config.compression));
+  if (!wanted) {
     job.log.info("the statistics in " + job.config.work.string() + " are valid: no calibration pass");
     write_shards(job, plan_from_statistics(job));
   } else {
@@ -148,10 +149,10 @@ void run(Job& job) {
       make_folder(job.config.work / "shards");
     });
     Background background;
-    sweep(job, compute, ids, [&](const ExpertStatistics& statistics) {
+    sweep(job, compute, ids, *wanted, [&](const ExpertStatistics& statistics) {
       std::string text;
       job.ranks.on_root([&] {
-        plan.layers.push_back(plan_layer(statistics, plan.recipe));
+        plan.layers.push_back(plan_layer(statistics, plan.recipe, job.model.routing));
         text = layer_plan_to_json(plan.layers.back());
         background.submit(
             [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
@@ -178,13 +179,14 @@ void collect(Job& job) {
   const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
   describe(job, compute);
   const at::Tensor ids = prepare_calibration(job, compute);
-  if (statistics_are_valid(job)) {
+  const auto wanted = statistics_to_collect(job, job.line.all ? StatisticSet::all() : statistics_needed(job.config.compression));
+  if (!wanted) {
     job.log.info("the statistics in " + job.config.work.string() + " are valid: nothing to do");
     return;
   }
   job.ranks.on_root([&] { make_folder(job.config.work / "statistics"); });
   Background background;
-  sweep(job, compute, ids, [&](const ExpertStatistics& statistics) {
+  sweep(job, compute, ids, *wanted, [&](const ExpertStatistics& statistics) {
     job.ranks.on_root([&] {
       background.submit(
           [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });

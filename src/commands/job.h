@@ -43,10 +43,11 @@ void check_output(const Job&, int64_t experts_kept);
 
 /// The calibration ids, on every rank: made on rank 0, saved as WORK/calibration.npy. Sets the origin of the statistics. int32 [S, T]
 at::Tensor prepare_calibration(Job&, const Compute&);
-/// True if WORK holds valid statistics of this origin for every MoE layer.
-bool statistics_are_valid(const Job&);
+/// Nothing if WORK holds valid statistics of this origin for every MoE layer, and with them all that are needed. Else what to collect: what
+/// is needed, and what WORK holds already.
+std::optional<StatisticSet> statistics_to_collect(const Job&, StatisticSet needed);
 /// One pass of all layers over the calibration ids. After each MoE layer, rank 0 holds its statistics: after_layer is called on every rank.
-void sweep(Job&, const Compute&, const at::Tensor& ids, const std::function<void(const ExpertStatistics&)>& after_layer);
+void sweep(Job&, const Compute&, const at::Tensor& ids, StatisticSet, const std::function<void(const ExpertStatistics&)>& after_layer);
 
 /// Plans every MoE layer from the statistics in WORK; on every rank. Fills in the origin from them.
 Plan plan_from_statistics(Job&);

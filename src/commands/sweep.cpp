@@ -2,11 +2,13 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "commands/job.h"
 #include "hcsmoe/calibration.h"
 #include "hcsmoe/error.h"
+#include "hcsmoe/sample.h"
 #include "statistics/accumulator.h"
 #include "support/files.h"
 
@@ -36,31 +38,69 @@ at::Tensor prepare_calibration(Job& job, const Compute& compute) {
   return ids;
 }
 
-bool statistics_are_valid(const Job& job) {
-  int64_t valid = 1;
-  if (job.ranks.is_root()) {
-    for (const int64_t layer : job.model.moe_layers()) {
-      const auto file = statistics_file(job.config.work, layer);
-      try {
-        StatisticsOrigin origin;
-        if (!std::filesystem::exists(file)) {
-          valid = 0;
-        } else if (load_statistics(file, &origin); !(origin == job.summary.origin)) {
-          job.log.info("statistics in " + file.parent_path().string() +
-                       " are of another checkpoint, calibration text or type: collecting anew");
-          valid = 0;
-        }
-      } catch (const UserError& error) {
-        job.log.warn(std::string(error.what()) + "; collecting anew");
-        valid = 0;
+namespace {
+
+constexpr StatisticSet of_samples = {Statistic::sample_input, Statistic::token_output_gram, Statistic::output_cka};
+
+/// What the work folder holds for these calibration ids.
+struct Found {
+  bool every_layer = true;                        // has valid statistics
+  StatisticSet everywhere = StatisticSet::all();  // optional ones that every layer has
+  StatisticSet somewhere;                         // and that some layer has
+};
+
+Found statistics_found(const Job& job) {
+  const CalibrationConfig& calibration = job.config.calibration;
+  const int64_t sample = std::min(calibration.sample, calibration.sequences * calibration.length);
+  Found found;
+  for (const int64_t layer : job.model.moe_layers()) {
+    const auto file = statistics_file(job.config.work, layer);
+    if (!std::filesystem::exists(file)) {
+      found.every_layer = false;
+      continue;
+    }
+    try {
+      StatisticsOrigin origin;
+      const ExpertStatistics statistics = load_statistics(file, &origin);
+      if (!(origin == job.summary.origin)) {
+        job.log.info("statistics in " + file.parent_path().string() +
+                     " are of another checkpoint, calibration text or type: collecting anew");
+        return {false, {}, {}};
       }
-      if (valid == 0) break;
+      StatisticSet there = collected(statistics);
+      found.somewhere |= there;
+      if (statistics.sample_input.defined() && statistics.sample_input.size(0) != sample) there = there.without(of_samples);
+      found.everywhere = found.everywhere.without(StatisticSet::all().without(there));
+    } catch (const UserError& error) {
+      job.log.warn(std::string(error.what()) + "; collecting anew");
+      found.every_layer = false;
     }
   }
-  return job.ranks.all_reduce_max(job.ranks.is_root() ? valid : 0) == 1;
+  return found;
 }
 
-void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::function<void(const ExpertStatistics&)>& after_layer) {
+}  // namespace
+
+std::optional<StatisticSet> statistics_to_collect(const Job& job, StatisticSet needed) {
+  int64_t answer = 0;  // -1: nothing
+  if (job.ranks.is_root()) {
+    const Found found = statistics_found(job);
+    const StatisticSet missing = needed.without(found.everywhere);
+    if (found.every_layer && !missing.empty()) {
+      job.log.info("the statistics in " + job.config.work.string() + " have no " + missing.names() + " as configured: collecting anew");
+    }
+    needed |= found.somewhere;  // nothing that was there is lost
+    answer = found.every_layer && missing.empty() ? -1 : static_cast<int64_t>(needed.bits());
+  }
+  std::string bytes(reinterpret_cast<const char*>(&answer), sizeof answer);
+  job.ranks.broadcast(bytes, 0);
+  std::memcpy(&answer, bytes.data(), sizeof answer);
+  if (answer < 0) return std::nullopt;
+  return StatisticSet::of_bits(static_cast<unsigned>(answer));
+}
+
+void sweep(Job& job, const Compute& compute, const at::Tensor& ids, StatisticSet wanted,
+           const std::function<void(const ExpertStatistics&)>& after_layer) {
   const Share share = share_of(ids.size(0), job.ranks);
   std::vector<at::Tensor> sequences;
   for (int64_t s = 0; s < share.number; ++s) sequences.push_back(ids[share.first + s]);
@@ -68,7 +108,9 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::f
   const auto start = std::chrono::steady_clock::now();
   job.summary.stage("sweep", [&] {
     LayerSweep layers(job.checkpoint, job.model, compute, std::move(sequences));
-    StatisticsAccumulator sums(job.model.experts, job.model.expert_intermediate);
+    StatisticsAccumulator sums(job.model.experts, wanted.has(Statistic::output_sum) ? job.model.expert_intermediate : 0);
+    const std::vector<int64_t> sampled = sampled_tokens(ids.numel(), job.config.calibration.sample);
+    const bool samples = wanted.without(of_samples) != wanted;
     Progress progress(job.log, "sweep", job.model.layers, "layers", "tokens");
     while (layers.next_layer() < job.model.layers) {
       const int64_t layer = layers.next_layer();
@@ -76,9 +118,15 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::f
         layers.run_layer();
       } else {
         sums.clear();
-        layers.run_layer(&sums);
+        layers.begin_layer();
+        ExpertStatistics of_tokens;
+        of_tokens.layer = layer;
+        if (samples) of_tokens.sample_input = gather_sample(layers.block_input(), share.first * ids.size(1), sampled, job.ranks);
+        collect_sample_statistics(of_tokens, wanted, job.checkpoint, job.model, compute, job.ranks);
+        collect_weight_statistics(of_tokens, wanted, job.checkpoint, job.model, job.ranks);
+        layers.finish_layer(&sums);
         sums.all_reduce(job.ranks);
-        after_layer(finish_statistics(sums, job.checkpoint, job.model, layer, job.ranks));
+        after_layer(finish_statistics(sums, std::move(of_tokens), job.checkpoint, job.model, job.ranks));
       }
       progress.step();
       progress.add_detail(static_cast<double>(ids.numel()) / static_cast<double>(job.model.layers));

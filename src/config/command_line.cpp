@@ -34,6 +34,7 @@ Commands, each with an example:
 Options:
   --set key.path=value   sets or overrides a key of the configuration; may be given several times
                          (lists: --set 'calibration.files=[a.txt, b.txt]'; paths are relative to the current folder)
+  --all                  collect: every statistic that any method needs; without it, those of the configured one
   --plan FILE            apply: the plan to apply; without it, the work folder's plan.json
   --version              prints the version
   -h, --help             prints this
@@ -71,6 +72,7 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   app.add_option("words", words, "[COMMAND] config.yaml");
   app.add_option("--set", line.overrides, "key.path=value")->allow_extra_args(false);
   app.add_option("--plan", plan, "FILE");
+  app.add_flag("--all", line.all);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // help or version
@@ -94,6 +96,7 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
     throw mistake("the command '" + words[0] + "' needs a configuration file");
   }
   if (!plan.empty() && line.command != Command::apply) throw mistake("--plan belongs to the command 'apply'");
+  if (line.all && line.command != Command::collect) throw mistake("--all belongs to the command 'collect'");
   line.plan = plan;
   return true;
 }

@@ -4,12 +4,16 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm_ops.h>
 
+#include <algorithm>
+
 namespace hcsmoe {
 
 void for_each_task(int64_t tasks, const std::function<void(int64_t, int)>& task) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+  if (tasks < 1) return;
+  // A range of one would not be a parallel region: the products in it would take all threads.
+  at::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
     const int thread = at::get_thread_num();
-    for (int64_t i = begin; i < end; ++i) task(i, thread);
+    for (int64_t i = begin; i < std::min(end, tasks); ++i) task(i, thread);
   });
 }
 

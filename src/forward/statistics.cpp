@@ -54,15 +54,13 @@ at::Tensor expert_output_sums(const StatisticsAccumulator& sums, const Checkpoin
   return result;
 }
 
-ExpertStatistics finish_statistics(const StatisticsAccumulator& sums, const Checkpoint& checkpoint, const ModelDescription& model,
-                                   int64_t layer, const Ranks& ranks) {
-  at::Tensor output_sum = expert_output_sums(sums, checkpoint, model, layer, ranks);
-  if (!ranks.is_root()) return {};
+ExpertStatistics finish_statistics(const StatisticsAccumulator& sums, ExpertStatistics result, const Checkpoint& checkpoint,
+                                   const ModelDescription& model, const Ranks& ranks) {
+  at::Tensor output_sum = sums.intermediate > 0 ? expert_output_sums(sums, checkpoint, model, result.layer, ranks) : at::Tensor();
   const int64_t E = model.experts;
-  ExpertStatistics result;
-  result.layer = layer;
   result.experts = E;
   result.tokens = sums.tokens[0];
+  if (!ranks.is_root()) return result;
   result.routed_count = at::empty({E}, at::TensorOptions().dtype(at::kLong));
   std::copy(sums.routed_count.begin(), sums.routed_count.end(), data<int64_t>(result.routed_count));
   result.routed_weight_sum = vector_of(sums.routed_weight_sum, {E});
