@@ -16,8 +16,9 @@ struct CommandLine {
   Command command = Command::run;
   std::filesystem::path config;
   std::vector<std::string> overrides;  // "key.path=value" of each --set, in order
-  std::filesystem::path plan;          // apply: a plan file; empty: WORK/plan.json
-  bool all = false;                    // collect: every statistic, whatever the method needs
+  /// --plan. apply: at most one; none: WORK/plan.json. evaluate: plans to measure without making them.
+  std::vector<std::filesystem::path> plans;
+  bool all = false;  // collect: every statistic, whatever the method needs
 };
 
 /// Collective. Throws what goes wrong; main prints it and chooses the exit code.

@@ -22,8 +22,9 @@ enum class Linkage { single, complete, average, ward };
 /// How the experts of a cluster become one: weighted by how often the router chose them, all equal, or only the most used one; the first
 /// two also with the intermediate units aligned. fix_dominant and zipit weight all equally and match units many to one.
 enum class Merge { frequency, average, dominant, frequency_aligned, average_aligned, fix_dominant, zipit };
-/// How the K router rows are made of the members' rows.
-enum class RouterMerge { frequency, average, representative };
+/// How the K router rows are made of the members' rows. alias: all members' rows stay and lead to the cluster's expert, as in HC-SMoE's own
+/// evaluation; no stock checkpoint can hold that, so it is for `evaluate --plan` only.
+enum class RouterMerge { frequency, average, representative, alias };
 /// What of a compressed block is fitted to the output of the block it replaces: nothing, the router rows, or also the experts.
 enum class Reconstruction { none, router, full };
 /// The first centres of k-means and fuzzy c-means.
@@ -98,8 +99,12 @@ struct DeviceConfig {
 
 struct EvaluationConfig {
   std::vector<std::filesystem::path> perplexity;  // text files, as calibration.files
-  std::vector<std::filesystem::path> tasks;       // multiple-choice .jsonl
+  std::vector<std::filesystem::path> tasks;       // multiple-choice .jsonl[.gz]
   int64_t length = 0;                             // tokens a window; 0 = calibration.length
+  int64_t batch_tokens = 0;                       // of a rank at a time; 0 = as many as take about 4 GB
+  std::filesystem::path reference;                // evaluate: the original that the model is compared with; may be empty
+
+  bool any() const { return !perplexity.empty() || !tasks.empty(); }
 };
 
 struct OutputConfig {

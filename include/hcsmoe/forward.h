@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -56,6 +57,21 @@ struct SparseBlock {
   std::vector<int64_t> expert_of_row;
 };
 
+/// What is left of tokens after the last layer: normed rows, whose products with the output matrix are the logits. The checkpoint and the
+/// description must outlive it.
+struct FinalRows {
+  at::Tensor rows;    // float32 [count, padded to whole blocks; D]
+  int64_t count = 0;  // of tokens
+  const Checkpoint* checkpoint = nullptr;
+  const ModelDescription* model = nullptr;
+};
+/// visit(row, first, n, logits): logits[m] are model m's logits of vocabulary entries first .. first+n for one row, in float32. The
+/// vocabulary is walked in chunks, so that the logits of all tokens are never in memory; a row's chunks come in order, rows of different
+/// blocks concurrently. All models must have the same number of rows and one vocabulary.
+void for_each_logits(
+    const std::vector<const FinalRows*>& models, int threads,
+    const std::function<void(int64_t row, int64_t first, int64_t n, const std::vector<const float*>& logits)>& visit);
+
 class LayerSweep {
  public:
   /// sequences: int32 ids, each [T], this rank's share (may be none). The checkpoint and the description must outlive the sweep.
@@ -83,10 +99,10 @@ class LayerSweep {
   at::Tensor hidden() const;
 
   // After the last layer:
-  /// Of each sequence, the sum over its tokens but the first of -log p(token | tokens before it), natural logarithm.
-  std::vector<double> negative_log_likelihoods();
+  /// The given rows of the residual stream, after the final norm. Rows count over this rank's sequences, joined.
+  FinalRows final_rows(const std::vector<int64_t>& rows) const;
   /// float32 [T, V] a sequence. For small models: all of it is in memory.
-  std::vector<at::Tensor> logits();
+  std::vector<at::Tensor> logits() const;
 
  private:
   struct State;

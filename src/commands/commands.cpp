@@ -1,6 +1,4 @@
-// run, collect, plan, apply and evaluate: each a short sequence of the steps in job.h.
-
-#include <nlohmann/json.hpp>
+// run, collect, plan and apply: each a short sequence of the steps in job.h.
 
 #include "commands/background.h"
 #include "commands/job.h"
@@ -29,6 +27,8 @@ bool shard_is_valid(const Job& job, const LayerPlan& layer) {
   }
 }
 
+}  // namespace
+
 void describe(const Job& job, const Compute& compute) {
   job.log.info(job.model.family + " in " + job.config.model.string() + ": " + std::to_string(job.model.layers) + " layers, " +
                std::to_string(job.model.experts) + " experts in each of " + std::to_string(job.summary.moe_layers) + ", " +
@@ -40,31 +40,6 @@ void describe(const Job& job, const Compute& compute) {
                  (compute.cores == 1 ? " core" : " cores") + " only: start with mpirun --bind-to none, or set device.threads");
   }
 }
-
-void evaluate_before_and_after(Job& job, const Compute& compute) {
-  if (job.config.evaluation.perplexity.empty()) return;
-  job.summary.stage("evaluation", [&] {
-    const auto measure = [&](const Checkpoint& checkpoint, const ModelDescription& model, const std::string& which) {
-      Config config = job.config;
-      config.model = checkpoint.folder();
-      Progress progress(job.log, which, model.layers, "layers", "tokens");
-      return evaluate_perplexity(config, checkpoint, model, compute, job.ranks, [&](int64_t tokens) {
-        progress.step();
-        progress.add_detail(static_cast<double>(tokens) / static_cast<double>(model.layers));
-      });
-    };
-    job.summary.original_perplexity = measure(job.checkpoint, job.model, "original");
-    std::optional<Checkpoint> output;
-    std::optional<ModelDescription> model;
-    job.ranks.on_all([&] {
-      output.emplace(Checkpoint::open(job.config.output));
-      model.emplace(describe_model(*output));
-    });
-    job.summary.output_perplexity = measure(*output, *model, "compressed");
-  });
-}
-
-}  // namespace
 
 Plan plan_from_statistics(Job& job) {
   Plan plan{job.config.compression, {}, {}};
@@ -105,6 +80,35 @@ Plan plan_from_statistics(Job& job) {
   return plan;
 }
 
+Plan read_plan(Job& job, const std::filesystem::path& file) {
+  Plan plan;
+  const auto read = [&] {
+    if (!std::filesystem::exists(file)) {
+      throw UserError("no plan at " + file.string(), "make one first: hcsmoe_dist plan CONFIG, or name one: --plan FILE");
+    }
+    plan = load_plan(file);
+    check_plan(plan, job.model, file.string());
+    if (!plan.origin.checkpoint.empty() && plan.origin.checkpoint != job.summary.origin.checkpoint) {
+      throw UserError(file.string() + ": this plan was made from another checkpoint than " + job.config.model.string(),
+                      "make it again, or name the model that it was made from");
+    }
+  };
+  job.ranks.on_root(read);
+  job.ranks.on_all(read);
+  return plan;
+}
+
+void check_exportable(const Job& job, const Recipe& recipe) {
+  job.ranks.on_root([&] {
+    if (recipe.router != RouterMerge::alias) return;
+    throw UserError(
+        "compression.router: alias keeps a router row for every original expert; a checkpoint that stock software loads has one "
+        "row an expert",
+        "measure it with `hcsmoe_dist evaluate CONFIG --plan PLAN`, or choose another router: frequency, average, "
+        "representative");
+  });
+}
+
 void write_shard(const Job& job, const LayerPlan& layer) {
   ShardWriter writer(shard_file(job.config.work, layer.layer), layer.layer, shard_origin(job, layer));
   merge_layer(job.checkpoint, job.model, layer,
@@ -131,6 +135,7 @@ void write_shards(Job& job, const Plan& plan) {
 
 void run(Job& job) {
   check_budget(job);
+  check_exportable(job, job.config.compression);
   check_output(job, job.experts_kept());
   open_work(job);
   const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
@@ -221,21 +226,8 @@ void plan(Job& job) {
 }
 
 void apply(Job& job) {
-  const auto file = job.line.plan.empty() ? plan_file(job.config) : job.line.plan;
-  Plan plan;
-  const auto read = [&] {
-    if (!std::filesystem::exists(file)) {
-      throw UserError("no plan at " + file.string(), "make one first: hcsmoe_dist plan CONFIG, or name one: --plan FILE");
-    }
-    plan = load_plan(file);
-    check_plan(plan, job.model, file.string());
-    if (!plan.origin.checkpoint.empty() && plan.origin.checkpoint != job.summary.origin.checkpoint) {
-      throw UserError(file.string() + ": this plan was made from another checkpoint than " + job.config.model.string(),
-                      "make it again, or name the model that it was made from");
-    }
-  };
-  job.ranks.on_root(read);
-  job.ranks.on_all(read);
+  const Plan plan = read_plan(job, job.line.plans.empty() ? plan_file(job.config) : job.line.plans.front());
+  check_exportable(job, plan.recipe);
   const auto kept = static_cast<int64_t>(plan.layers.front().clusters.size());
   check_output(job, kept);
   open_work(job);
@@ -244,41 +236,10 @@ void apply(Job& job) {
   job.summary.origin.dtype = plan.origin.dtype;
   write_shards(job, plan);
   write_output(job, kept);
-  if (!job.config.evaluation.perplexity.empty()) {
+  if (job.config.evaluation.any()) {
     evaluate_before_and_after(job, choose_compute(job.config.device, job.checkpoint, job.model, job.ranks));
   }
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
-}
-
-void evaluate(Job& job) {
-  open_work(job);
-  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
-  describe(job, compute);
-  job.summary.dtype = dtype_name(compute);
-  job.summary.threads = compute.threads;
-  std::vector<Perplexity> results;
-  job.summary.stage("evaluation", [&] {
-    Progress progress(job.log, "evaluation", job.model.layers, "layers", "tokens");
-    results = evaluate_perplexity(job.config, job.checkpoint, job.model, compute, job.ranks, [&](int64_t tokens) {
-      progress.step();
-      progress.add_detail(static_cast<double>(tokens) / static_cast<double>(job.model.layers));
-    });
-  });
-  job.ranks.on_root([&] {
-    nlohmann::ordered_json json = {{"format", "hcsmoe-evaluation/1"}, {"model", job.config.model.string()}, {"dtype", dtype_name(compute)}};
-    json["perplexity"] = nlohmann::ordered_json::array();
-    for (const Perplexity& p : results) {
-      job.log.info(perplexity_line(p));
-      json["perplexity"].push_back({{"file", p.file.string()},
-                                    {"perplexity", p.value()},
-                                    {"negative_log_likelihood", p.negative_log_likelihood},
-                                    {"tokens", p.tokens},
-                                    {"windows", p.windows},
-                                    {"length", p.length}});
-    }
-    if (job.config.work.empty()) return;
-    write_file_atomically(job.config.work / "evaluation.json", json.dump(2) + "\n");
-  });
 }
 
 }  // namespace hcsmoe

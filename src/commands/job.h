@@ -49,6 +49,12 @@ std::optional<StatisticSet> statistics_to_collect(const Job&, StatisticSet neede
 /// One pass of all layers over the calibration ids. After each MoE layer, rank 0 holds its statistics: after_layer is called on every rank.
 void sweep(Job&, const Compute&, const at::Tensor& ids, StatisticSet, const std::function<void(const ExpertStatistics&)>& after_layer);
 
+/// Says what is worked on, and with what.
+void describe(const Job&, const Compute&);
+/// Reads a plan and checks that it fits the model; on every rank.
+Plan read_plan(Job&, const std::filesystem::path& file);
+/// UserError if no checkpoint can hold what the recipe makes.
+void check_exportable(const Job&, const Recipe&);
 /// Plans every MoE layer from the statistics in WORK; on every rank. Fills in the origin from them.
 Plan plan_from_statistics(Job&);
 /// Merges layers that have no valid shard, each on its owner.
@@ -57,6 +63,8 @@ void write_shards(Job&, const Plan&);
 void write_shard(const Job&, const LayerPlan&);
 /// Shards and untouched tensors to OUTPUT.
 void write_output(Job&, int64_t experts_kept);
+/// Where evaluation is configured: measures the original and the output together.
+void evaluate_before_and_after(Job&, const Compute&);
 
 // The commands.
 void run(Job&);

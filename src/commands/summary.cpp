@@ -38,21 +38,7 @@ std::string fixed(double value, int digits) {
   return text;
 }
 
-ordered_json perplexities(const std::vector<Perplexity>& results) {
-  ordered_json list = ordered_json::array();
-  for (const Perplexity& p : results) {
-    list.push_back(
-        {{"file", p.file.string()}, {"perplexity", p.value()}, {"tokens", p.tokens}, {"windows", p.windows}, {"length", p.length}});
-  }
-  return list;
-}
-
 }  // namespace
-
-std::string perplexity_line(const Perplexity& p) {
-  return "perplexity  " + fixed(p.value(), 4) + "  (" + p.file.filename().string() + ", " + std::to_string(p.windows) + " windows of " +
-         std::to_string(p.length) + " tokens)";
-}
 
 void finish_summary(const Summary& s, const std::filesystem::path& work, const Ranks& ranks, Log& log) {
   const RankFigures mine{peak_memory_bytes(), s.figures};
@@ -100,8 +86,7 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     if (s.output_bytes > 0) json["bytes"]["output"] = s.output_bytes;
     json["peak_memory_bytes"] = peak;
     if (!s.left_out.empty()) json["left_out"] = s.left_out;
-    if (!s.original_perplexity.empty()) json["perplexity"]["original"] = perplexities(s.original_perplexity);
-    if (!s.output_perplexity.empty()) json["perplexity"]["output"] = perplexities(s.output_perplexity);
+    if (!s.evaluation.empty()) json["evaluation"] = evaluation_json(s.evaluation, s.dtype);
     write_file_atomically(work / "run.json", json.dump(2) + "\n");
 
     if (s.output_bytes > 0) {
@@ -119,9 +104,8 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     std::string memory;
     for (const int64_t bytes : peak) memory += (memory.empty() ? "" : ", ") + format_bytes(static_cast<double>(bytes));
     log.info("peak memory a rank, mapped weights included: " + memory);
-    for (size_t i = 0; i < s.output_perplexity.size(); ++i) {
-      if (i < s.original_perplexity.size()) log.info("original:   " + perplexity_line(s.original_perplexity[i]));
-      log.info("compressed: " + perplexity_line(s.output_perplexity[i]));
+    if (!s.evaluation.empty()) {
+      for (const std::string& line : evaluation_table(s.evaluation)) log.info(line);
     }
     for (const std::string& file : s.left_out) log.info("not copied: " + file);
     if (!s.output.empty()) log.info("output: " + s.output);

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "hcsmoe/evaluation.h"
+#include "commands/evaluation_report.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/plan.h"
 #include "hcsmoe/ranks.h"
@@ -30,7 +30,7 @@ struct Summary {
   uint64_t model_bytes = 0, output_bytes = 0;
   std::string output;
   std::vector<std::string> left_out;
-  std::vector<Perplexity> original_perplexity, output_perplexity;
+  std::vector<MeasuredModel> evaluation;
 
   /// Runs a stage and notes its time.
   template <class Work>
@@ -43,8 +43,5 @@ struct Summary {
 
 /// Gathers what each rank has, prints on rank 0 and writes WORK/run.json. Collective.
 void finish_summary(const Summary& summary, const std::filesystem::path& work, const Ranks& ranks, Log& log);
-
-/// One line of a perplexity, as `evaluate` prints it.
-std::string perplexity_line(const Perplexity& result);
 
 }  // namespace hcsmoe

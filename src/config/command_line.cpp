@@ -28,14 +28,16 @@ Commands, each with an example:
               hcsmoe_dist plan config.yaml --set compression.experts=24 --set compression.linkage=ward
   apply     the output folder from a plan
               mpirun -np 8 hcsmoe_dist apply config.yaml --plan edited-plan.json
-  evaluate  perplexity of the checkpoint that 'model' names
-              mpirun -np 8 hcsmoe_dist evaluate config.yaml --set model=/models/smaller
+  evaluate  perplexity and multiple-choice accuracy of the checkpoint that 'model' names; what a plan would cost, without making it
+              mpirun -np 8 hcsmoe_dist evaluate config.yaml --set model=/models/smaller --set evaluation.reference=/models/original
+              mpirun -np 8 hcsmoe_dist evaluate config.yaml --plan a.json --plan b.json
 
 Options:
   --set key.path=value   sets or overrides a key of the configuration; may be given several times
                          (lists: --set 'calibration.files=[a.txt, b.txt]'; paths are relative to the current folder)
   --all                  collect: every statistic that any method needs; without it, those of the configured one
   --plan FILE            apply: the plan to apply; without it, the work folder's plan.json
+                         evaluate: a plan to measure beside the model; may be given several times
   --version              prints the version
   -h, --help             prints this
 
@@ -65,13 +67,13 @@ bool speaks_before_mpi() {
 
 bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLine& line) {
   std::vector<std::string> words;
-  std::string plan;
+  std::vector<std::string> plans;
   CLI::App app;
   app.formatter_fn([](const CLI::App*, std::string, CLI::AppFormatMode) { return std::string(help); });
   app.set_version_flag("--version", "hcsmoe_dist " HCSMOE_VERSION);
   app.add_option("words", words, "[COMMAND] config.yaml");
   app.add_option("--set", line.overrides, "key.path=value")->allow_extra_args(false);
-  app.add_option("--plan", plan, "FILE");
+  app.add_option("--plan", plans, "FILE")->allow_extra_args(false);
   app.add_flag("--all", line.all);
   try {
     app.parse(argc, argv);
@@ -95,9 +97,12 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   if (words.size() == 1 && is_command(words[0]) && !std::filesystem::exists(line.config)) {
     throw mistake("the command '" + words[0] + "' needs a configuration file");
   }
-  if (!plan.empty() && line.command != Command::apply) throw mistake("--plan belongs to the command 'apply'");
+  if (!plans.empty() && line.command != Command::apply && line.command != Command::evaluate) {
+    throw mistake("--plan belongs to the commands 'apply' and 'evaluate'");
+  }
+  if (plans.size() > 1 && line.command == Command::apply) throw mistake("'apply' takes one --plan");
   if (line.all && line.command != Command::collect) throw mistake("--all belongs to the command 'collect'");
-  line.plan = plan;
+  line.plans.assign(plans.begin(), plans.end());
   return true;
 }
 

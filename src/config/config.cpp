@@ -29,7 +29,7 @@ const std::vector<SectionKeys>& known_keys() {
        {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "init", "seed", "max_cluster_size",
         "candidates", "protect"}},
       {"device", {"type", "dtype", "threads"}},
-      {"evaluation", {"perplexity", "tasks", "length"}},
+      {"evaluation", {"perplexity", "tasks", "length", "batch_tokens", "reference"}},
   };
   return keys;
 }
@@ -237,10 +237,12 @@ EvaluationConfig read_evaluation(const YamlNode& root, bool needs_files) {
     config.perplexity.push_back(file.path);
   }
   for (const Section::Path& file : section.paths("tasks")) {
-    throw section.error(*file.value, "tasks", "multiple-choice tasks are not part of this version; allowed: an empty list",
-                        "measure with evaluation.perplexity");
+    if (needs_files) check_file(section, "tasks", file, {".jsonl", ".jsonl.gz"});
+    config.tasks.push_back(file.path);
   }
   config.length = section.integer("length", config.length, 0, max_length);
+  config.batch_tokens = section.integer("batch_tokens", config.batch_tokens, 0, max_tokens);
+  config.reference = section.path("reference");
   return config;
 }
 
@@ -251,7 +253,7 @@ bool within(const std::filesystem::path& path, const std::filesystem::path& fold
   return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
 }
 
-void check_folders(const Config& config, const YamlNode& root) {
+void check_folders(const Config& config, const YamlNode& root, Command command) {
   const Section top(root, "");
   std::error_code failure;
   const auto status = std::filesystem::status(config.model, failure);
@@ -259,6 +261,11 @@ void check_folders(const Config& config, const YamlNode& root) {
     throw top.error(*top.find("model"), "model",
                     std::filesystem::exists(status) ? config.model.string() + " is not a folder" : "no folder " + config.model.string(),
                     "give the Hugging Face folder that holds config.json and the *.safetensors files");
+  }
+  if (command == Command::evaluate && !config.evaluation.reference.empty() && !std::filesystem::is_directory(config.evaluation.reference)) {
+    const Section section(root, "evaluation");
+    throw section.error(*section.find("reference"), "reference", "no folder " + config.evaluation.reference.string(),
+                        "give the Hugging Face folder of the original");
   }
   for (const auto& [key, folder] : {std::pair("output", config.output), std::pair("work", config.work)}) {
     if (top.find(key) && within(folder, config.model)) {
@@ -293,8 +300,8 @@ void check_required(const Config& config, const std::string& file, Command comma
     require(given, "compression.experts", "add how many experts to keep a layer, as in\n    compression:\n      experts: 30");
   }
   if (command == evaluate) {
-    require(!config.evaluation.perplexity.empty(), "evaluation.perplexity",
-            "add text files, as in\n    evaluation:\n      perplexity: [wikitext.txt]");
+    require(config.evaluation.any(), "evaluation.perplexity",
+            "add text files, or multiple-choice files in evaluation.tasks, as in\n    evaluation:\n      perplexity: [wikitext.txt]");
   }
 }
 
@@ -328,9 +335,9 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   config.calibration = read_calibration(root, is_one_of(command, {Command::run, Command::collect}));
   config.compression = read_compression(root);
   config.device = read_device(root);
-  config.evaluation = read_evaluation(root, is_one_of(command, {Command::run, Command::evaluate}));
+  config.evaluation = read_evaluation(root, is_one_of(command, {Command::run, Command::apply, Command::evaluate}));
   check_required(config, name, command);
-  check_folders(config, root);
+  check_folders(config, root, command);
   return config;
 }
 

@@ -28,8 +28,10 @@ constexpr Name<Merge> merges[] = {{Merge::frequency, "frequency"},
                                   {Merge::average_aligned, "average-aligned"},
                                   {Merge::fix_dominant, "fix-dominant"},
                                   {Merge::zipit, "zipit"}};
-constexpr Name<RouterMerge> router_merges[] = {
-    {RouterMerge::frequency, "frequency"}, {RouterMerge::average, "average"}, {RouterMerge::representative, "representative"}};
+constexpr Name<RouterMerge> router_merges[] = {{RouterMerge::frequency, "frequency"},
+                                               {RouterMerge::average, "average"},
+                                               {RouterMerge::representative, "representative"},
+                                               {RouterMerge::alias, "alias"}};
 constexpr Name<Reconstruction> reconstructions[] = {
     {Reconstruction::none, "none"}, {Reconstruction::router, "router"}, {Reconstruction::full, "full"}};
 constexpr Name<Init> inits[] = {{Init::farthest, "farthest"}, {Init::random, "random"}};

@@ -1,7 +1,6 @@
 #pragma once
 // What the parts of the sweep share. Only src/forward/ includes this.
 
-#include <functional>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -33,7 +32,7 @@ struct LayerSweep::State {
   // Buffers that are kept from layer to layer.
   // block_rows: float32 [N, D], what a sparse block reads; block_input: the same in the type of computation (block_rows, if that is
   // float32); block_output: float32 [N, D], of the routed experts.
-  Buffer normed, query, key, value, attended, block_rows_buffer, block_input_buffer, block_output_buffer, output_rows, routed_units;
+  Buffer normed, query, key, value, attended, block_rows_buffer, block_input_buffer, block_output_buffer, routed_units;
   at::Tensor block_rows, block_input, block_output;
   std::vector<Buffer> thread_float, thread_gate, thread_up, thread_out, thread_logits;
 
@@ -59,8 +58,6 @@ struct LayerSweep::State {
   void feed_forward(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up, const at::Tensor& down,
                     const std::vector<float>& scale, at::Tensor& output);
   Routing route(StatisticsAccumulator* statistics, const SparseBlock* instead);
-  /// visit(row, first, logits, n): logits of vocabulary entries first .. first+n for one row; rows of different blocks run concurrently.
-  void for_each_logits(const std::function<void(int64_t row, int64_t first, const float* logits, int64_t n)>& visit);
 };
 
 }  // namespace hcsmoe
