@@ -23,10 +23,13 @@ enum class Linkage { single, complete, average, ward };
 /// two also with the intermediate units aligned. fix_dominant and zipit weight all equally and match units many to one.
 enum class Merge { frequency, average, dominant, frequency_aligned, average_aligned, fix_dominant, zipit };
 /// How the K router rows are made of the members' rows. alias: all members' rows stay and lead to the cluster's expert, as in HC-SMoE's own
-/// evaluation; no stock checkpoint can hold that, so it is for `evaluate --plan` only.
-enum class RouterMerge { frequency, average, representative, alias };
+/// evaluation; no stock checkpoint can hold that, so it is for `evaluate --plan` only. fitted: from the frequency rows, fitted to the
+/// members' logits on calibration tokens.
+enum class RouterMerge { frequency, average, representative, alias, fitted };
 /// What of a compressed block is fitted to the output of the block it replaces: nothing, the router rows, or also the experts.
 enum class Reconstruction { none, router, full };
+/// What a block is reconstructed on: the inputs it has in the original model, or those of the model whose earlier layers are compressed.
+enum class Propagate { original, compressed };
 /// The first centres of k-means and fuzzy c-means.
 enum class Init { farthest, random };
 
@@ -55,12 +58,17 @@ struct Recipe {
   Merge merge = Merge::frequency;
   RouterMerge router = RouterMerge::frequency;
   Reconstruction reconstruction = Reconstruction::none;
+  Propagate propagate = Propagate::original;
+  int64_t rounds = 2;  // of reconstruction
   Init init = Init::farthest;
   uint64_t seed = 42;            // of whatever is drawn
   int64_t max_cluster_size = 0;  // 0: no limit
   int64_t candidates = 10000;    // sets that o-prune tries where it cannot try all
   Protect protect;
 };
+
+/// Whether making a layer's shard takes the calibration tokens, and not its plan alone.
+bool needs_tokens(const Recipe&);
 
 /// Which keys of the recipe a method reads, besides experts, protect and seed, which all take, and what it takes for keys that are not
 /// given. docs/methods.md describes the methods.
@@ -136,6 +144,7 @@ std::string to_string(Linkage);
 std::string to_string(Merge);
 std::string to_string(RouterMerge);
 std::string to_string(Reconstruction);
+std::string to_string(Propagate);
 std::string to_string(Init);
 std::string to_string(ComputeDtype);
 std::string to_string(Command);
@@ -145,6 +154,7 @@ Linkage parse_linkage(const std::string&);
 Merge parse_merge(const std::string&);
 RouterMerge parse_router_merge(const std::string&);
 Reconstruction parse_reconstruction(const std::string&);
+Propagate parse_propagate(const std::string&);
 Init parse_init(const std::string&);
 std::string parse_method(const std::string&);  // the name itself, if it is one of methods()
 

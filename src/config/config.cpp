@@ -26,8 +26,8 @@ const std::vector<SectionKeys>& known_keys() {
       {"", {"model", "output", "work", "output_shard_size", "calibration", "compression", "device", "evaluation"}},
       {"calibration", {"files", "text_key", "sequences", "length", "seed", "add_bos", "sample"}},
       {"compression",
-       {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "init", "seed", "max_cluster_size",
-        "candidates", "protect"}},
+       {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "propagate", "rounds", "init", "seed",
+        "max_cluster_size", "candidates", "protect"}},
       {"device", {"type", "dtype", "threads"}},
       {"evaluation", {"perplexity", "tasks", "length", "batch_tokens", "reference"}},
   };
@@ -211,6 +211,8 @@ Recipe read_compression(const YamlNode& root) {
   recipe.merge = section.choice("merge", recipe.merge, parse_merge);
   recipe.router = section.choice("router", recipe.router, parse_router_merge);
   recipe.reconstruction = section.choice("reconstruction", recipe.reconstruction, parse_reconstruction);
+  recipe.propagate = section.choice("propagate", recipe.propagate, parse_propagate);
+  recipe.rounds = section.integer("rounds", recipe.rounds, 1, 100);
   recipe.init = section.choice("init", recipe.init, parse_init);
   recipe.seed = section.unsigned_integer("seed", recipe.seed);
   recipe.max_cluster_size = section.integer("max_cluster_size", recipe.max_cluster_size, 0, max_experts);

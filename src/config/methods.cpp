@@ -45,4 +45,6 @@ Recipe default_recipe(const std::string& name) {
 
 bool has_metric(Feature feature) { return feature != Feature::cka && feature != Feature::weight_cka; }
 
+bool needs_tokens(const Recipe& recipe) { return recipe.router == RouterMerge::fitted || recipe.reconstruction != Reconstruction::none; }
+
 }  // namespace hcsmoe

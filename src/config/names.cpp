@@ -31,9 +31,11 @@ constexpr Name<Merge> merges[] = {{Merge::frequency, "frequency"},
 constexpr Name<RouterMerge> router_merges[] = {{RouterMerge::frequency, "frequency"},
                                                {RouterMerge::average, "average"},
                                                {RouterMerge::representative, "representative"},
-                                               {RouterMerge::alias, "alias"}};
+                                               {RouterMerge::alias, "alias"},
+                                               {RouterMerge::fitted, "fitted"}};
 constexpr Name<Reconstruction> reconstructions[] = {
     {Reconstruction::none, "none"}, {Reconstruction::router, "router"}, {Reconstruction::full, "full"}};
+constexpr Name<Propagate> propagates[] = {{Propagate::original, "original"}, {Propagate::compressed, "compressed"}};
 constexpr Name<Init> inits[] = {{Init::farthest, "farthest"}, {Init::random, "random"}};
 constexpr Name<ComputeDtype> compute_dtypes[] = {
     {ComputeDtype::automatic, "auto"}, {ComputeDtype::float32, "float32"}, {ComputeDtype::bfloat16, "bfloat16"}};
@@ -73,6 +75,7 @@ std::string to_string(Linkage value) { return name_of(linkages, value); }
 std::string to_string(Merge value) { return name_of(merges, value); }
 std::string to_string(RouterMerge value) { return name_of(router_merges, value); }
 std::string to_string(Reconstruction value) { return name_of(reconstructions, value); }
+std::string to_string(Propagate value) { return name_of(propagates, value); }
 std::string to_string(Init value) { return name_of(inits, value); }
 std::string to_string(ComputeDtype value) { return name_of(compute_dtypes, value); }
 std::string to_string(Command value) { return name_of(commands, value); }
@@ -83,6 +86,7 @@ Linkage parse_linkage(const std::string& text) { return parse(linkages, text); }
 Merge parse_merge(const std::string& text) { return parse(merges, text); }
 RouterMerge parse_router_merge(const std::string& text) { return parse(router_merges, text); }
 Reconstruction parse_reconstruction(const std::string& text) { return parse(reconstructions, text); }
+Propagate parse_propagate(const std::string& text) { return parse(propagates, text); }
 Init parse_init(const std::string& text) { return parse(inits, text); }
 Command parse_command(const std::string& text) { return parse(commands, text); }
 AddBos parse_add_bos(const std::string& text) { return parse(add_bos_names, text); }

@@ -48,7 +48,8 @@ Cluster weighted_cluster(std::vector<int64_t> members, std::span<const int64_t> 
   }
   switch (router) {
     case RouterMerge::frequency:
-    case RouterMerge::alias:  // where one row must stand for all after all
+    case RouterMerge::alias:   // where one row must stand for all after all
+    case RouterMerge::fitted:  // from there
       cluster.router_weights = frequency_weights(members, routed_count);
       break;
     case RouterMerge::average:

@@ -267,8 +267,8 @@ Protect read_protect(const ordered_json& value, const std::string& where) {
 
 Recipe read_recipe(const ordered_json& json, const std::string& where) {
   check_object(json,
-               {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "init", "seed",
-                "max_cluster_size", "candidates", "protect"},
+               {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "propagate", "rounds", "init",
+                "seed", "max_cluster_size", "candidates", "protect"},
                where);
   Recipe recipe;
   const auto choose = [&](const char* key, auto& field, auto parse) {
@@ -288,6 +288,8 @@ Recipe read_recipe(const ordered_json& json, const std::string& where) {
   choose("merge", recipe.merge, parse_merge);
   choose("router", recipe.router, parse_router_merge);
   choose("reconstruction", recipe.reconstruction, parse_reconstruction);
+  choose("propagate", recipe.propagate, parse_propagate);
+  if (json.contains("rounds")) recipe.rounds = integer(json["rounds"], 1, 100, "\"rounds\"", where);
   choose("init", recipe.init, parse_init);
   if (json.contains("experts")) recipe.experts = read_budget(json["experts"], where);
   if (json.contains("seed")) recipe.seed = read_seed(json["seed"], where);

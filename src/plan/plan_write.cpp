@@ -36,6 +36,8 @@ ordered_json to_json(const Recipe& recipe) {
   json["merge"] = to_string(recipe.merge);
   json["router"] = to_string(recipe.router);
   json["reconstruction"] = to_string(recipe.reconstruction);
+  json["propagate"] = to_string(recipe.propagate);
+  json["rounds"] = recipe.rounds;
   json["init"] = to_string(recipe.init);
   json["seed"] = recipe.seed;
   json["max_cluster_size"] = recipe.max_cluster_size;
