@@ -22,6 +22,8 @@ enum class Linkage { single, complete, average, ward };
 /// How the experts of a cluster become one: weighted by how often the router chose them, all equal, or only the most used one; the first
 /// two also with the intermediate units aligned. fix_dominant and zipit weight all equally and match units many to one.
 enum class Merge { frequency, average, dominant, frequency_aligned, average_aligned, fix_dominant, zipit };
+/// Whether a merge decides which units of a cluster's experts belong together, which needs ExpertStatistics::sample_input.
+bool aligns(Merge);
 /// How the K router rows are made of the members' rows. alias: all members' rows stay and lead to the cluster's expert, as in HC-SMoE's own
 /// evaluation; no stock checkpoint can hold that, so it is for `evaluate --plan` only. fitted: from the frequency rows, fitted to the
 /// members' logits on calibration tokens.

@@ -11,6 +11,7 @@
 #include "hcsmoe/config.h"
 #include "hcsmoe/forward.h"
 #include "hcsmoe/log.h"
+#include "hcsmoe/merging.h"
 #include "hcsmoe/plan.h"
 #include "hcsmoe/ranks.h"
 
@@ -66,6 +67,7 @@ struct EvaluatedModel {
   const Checkpoint& checkpoint;
   const ModelDescription& model;
   const Plan* plan = nullptr;
+  const std::vector<LayerUnits>* units = nullptr;  // of the plan's layers; may be empty (merging.h)
 };
 
 /// Measures the models on config.evaluation. Texts are tokenised with the first model's tokenizer. Sequences are dealt to the ranks; a rank

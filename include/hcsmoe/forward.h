@@ -68,9 +68,8 @@ struct FinalRows {
 /// visit(row, first, n, logits): logits[m] are model m's logits of vocabulary entries first .. first+n for one row, in float32. The
 /// vocabulary is walked in chunks, so that the logits of all tokens are never in memory; a row's chunks come in order, rows of different
 /// blocks concurrently. All models must have the same number of rows and one vocabulary.
-void for_each_logits(
-    const std::vector<const FinalRows*>& models, int threads,
-    const std::function<void(int64_t row, int64_t first, int64_t n, const std::vector<const float*>& logits)>& visit);
+void for_each_logits(const std::vector<const FinalRows*>& models, int threads,
+                     const std::function<void(int64_t row, int64_t first, int64_t n, const std::vector<const float*>& logits)>& visit);
 
 class LayerSweep {
  public:

@@ -35,9 +35,6 @@ using UnitMap = std::vector<std::vector<int32_t>>;
 /// One a cluster of the layer; empty: no cluster has one.
 using LayerUnits = std::vector<UnitMap>;
 
-/// Whether a merge aligns units, which needs ExpertStatistics::sample_input.
-bool aligns(Merge);
-
 /// Decides where the units of each cluster go, from their weights and their activations on sample_input, float32 [S, D], the same on every
 /// rank. The work is dealt over ranks and threads; the result is the same on any number of them, and on every rank. Empty where the merge
 /// does not align. UserError: no sample_input. Collective.
@@ -45,6 +42,9 @@ bool aligns(Merge);
 /// On 2 ranks, clusters {0 4 7} {1} {2 3 5}, three of dominant 4 and 2:   rank 0 matches (4 0) (4 7)   rank 1 matches (2 3) (2 5)
 ///   -> both have all four orders, and none for the cluster of one
 LayerUnits align_layer(const Checkpoint&, const ModelDescription&, const LayerPlan&, Merge, const at::Tensor& sample_input, const Ranks&);
+
+/// The most memory that align_layer takes on a rank, in bytes. Letters: S = sample.
+double alignment_bytes(const ModelDescription&, Merge, int64_t sample, int threads);
 
 /// Takes a merged tensor under its final name (expert numbers 0 .. K-1). `bytes` are valid only during the call.
 using TensorSink =

@@ -12,16 +12,24 @@ namespace {
 
 std::filesystem::path plan_file(const Config& config) { return config.work / "plan.json"; }
 
-/// What decides a shard: the checkpoint and the layer's clusters, not the tree they were cut from.
-ShardOrigin shard_origin(const Job& job, const LayerPlan& layer) {
-  return {job.summary.origin.checkpoint, plan_fingerprint({{}, {}, {layer}})};
+/// What decides a shard: the checkpoint and the layer's clusters, not the tree they were cut from; of a merge that aligns also the merge
+/// and the tokens that it compares units on.
+ShardOrigin shard_origin(const Job& job, const LayerPlan& layer, Merge merge, const at::Tensor& sample_input) {
+  std::string clusters = plan_fingerprint({{}, {}, {layer}});
+  if (aligns(merge) && sample_input.defined()) {
+    const at::Tensor sample = sample_input.contiguous();
+    Hasher hasher;
+    hasher.add({static_cast<const std::byte*>(sample.const_data_ptr()), sample.nbytes()});
+    clusters += " " + to_string(merge) + " " + hasher.hex();
+  }
+  return {job.summary.origin.checkpoint, clusters};
 }
 
-bool shard_is_valid(const Job& job, const LayerPlan& layer) {
-  const auto file = shard_file(job.config.work, layer.layer);
+bool shard_is_valid(const Job& job, int64_t layer, const ShardOrigin& origin) {
+  const auto file = shard_file(job.config.work, layer);
   if (!std::filesystem::exists(file)) return false;
   try {
-    return ShardReader(file).origin() == shard_origin(job, layer);
+    return ShardReader(file).origin() == origin;
   } catch (const UserError&) {
     return false;  // half of something: written anew
   }
@@ -109,27 +117,40 @@ void check_exportable(const Job& job, const Recipe& recipe) {
   });
 }
 
-void write_shard(const Job& job, const LayerPlan& layer) {
-  ShardWriter writer(shard_file(job.config.work, layer.layer), layer.layer, shard_origin(job, layer));
-  merge_layer(job.checkpoint, job.model, layer,
-              [&](const std::string& name, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
-                writer.write(name, dtype, shape, bytes);
-              });
+void write_shard(const Job& job, const LayerPlan& layer, const LayerUnits& units, const ShardOrigin& origin) {
+  ShardWriter writer(shard_file(job.config.work, layer.layer), layer.layer, origin);
+  merge_layer(
+      job.checkpoint, job.model, layer,
+      [&](const std::string& name, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
+        writer.write(name, dtype, shape, bytes);
+      },
+      units);
   writer.finish();
   for (const std::string& name : moe_tensor_names(job.model, layer.layer, job.model.experts)) job.checkpoint.done_with(name);
 }
 
 void write_shards(Job& job, const Plan& plan) {
+  const Merge merge = plan.recipe.merge;
   job.summary.stage("merge", [&] {
-    Progress progress(job.log, "merge", (static_cast<int64_t>(plan.layers.size()) + job.ranks.size() - 1) / job.ranks.size(), "layers");
-    job.ranks.on_all([&] {
-      make_folder(job.config.work / "shards");
-      for (const LayerPlan& layer : plan.layers) {
-        if (job.ranks.owner_of(layer.layer) != job.ranks.rank()) continue;
-        if (!shard_is_valid(job, layer)) write_shard(job, layer);
-        progress.step();
+    Progress progress(job.log, "merge", static_cast<int64_t>(plan.layers.size()), "layers");
+    job.ranks.on_all([&] { make_folder(job.config.work / "shards"); });
+    Background background;  // a layer is merged while all ranks align the next
+    for (const LayerPlan& layer : plan.layers) {
+      const at::Tensor sample = aligns(merge) ? sampled_input(job, layer.layer, merge) : at::Tensor();
+      const ShardOrigin origin = shard_origin(job, layer, merge, sample);
+      const bool mine = job.ranks.owner_of(layer.layer) == job.ranks.rank();
+      bool missing = false;
+      job.ranks.on_all([&] { missing = mine && !shard_is_valid(job, layer.layer, origin); });
+      if (job.ranks.all_reduce_max(missing) != 0) {
+        const LayerUnits units = align_layer(job.checkpoint, job.model, layer, merge, sample, job.ranks);
+        job.ranks.on_all([&] {
+          if (missing) background.submit([&job, &layer, units, origin] { write_shard(job, layer, units, origin); });
+          background.check();
+        });
       }
-    });
+      progress.step();
+    }
+    job.ranks.on_all([&] { background.wait(); });
   });
 }
 
@@ -163,10 +184,13 @@ void run(Job& job) {
             [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
       });
       job.ranks.broadcast(text, 0);
+      LayerPlan layer;
+      job.ranks.on_all([&] { layer = layer_plan_from_json(text, "the layer plan of rank 0"); });
+      const LayerUnits units = align_layer(job.checkpoint, job.model, layer, plan.recipe.merge, statistics.sample_input, job.ranks);
       job.ranks.on_all([&] {
-        const LayerPlan layer = layer_plan_from_json(text, "the layer plan of rank 0");
         if (job.ranks.owner_of(layer.layer) == job.ranks.rank()) {
-          background.submit([&job, layer] { write_shard(job, layer); });
+          const ShardOrigin origin = shard_origin(job, layer, plan.recipe.merge, statistics.sample_input);
+          background.submit([&job, layer, units, origin] { write_shard(job, layer, units, origin); });
         }
         background.check();
       });
@@ -234,11 +258,10 @@ void apply(Job& job) {
   job.summary.recipe = plan.recipe;
   job.summary.origin.calibration = plan.origin.calibration;
   job.summary.origin.dtype = plan.origin.dtype;
+  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
   write_shards(job, plan);
   write_output(job, kept);
-  if (job.config.evaluation.any()) {
-    evaluate_before_and_after(job, choose_compute(job.config.device, job.checkpoint, job.model, job.ranks));
-  }
+  evaluate_before_and_after(job, compute);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
 }
 

@@ -89,9 +89,13 @@ void evaluate(Job& job) {
   models.push_back({job.checkpoint, job.model});
   entries.push_back(measured("model", job.checkpoint, job.model));
   std::vector<Plan> plans;
-  for (const auto& file : job.line.plans) plans.push_back(read_plan(job, file));
+  std::vector<std::vector<LayerUnits>> units;
+  for (const auto& file : job.line.plans) {
+    plans.push_back(read_plan(job, file));
+    units.push_back(align_plan(job, plans.back()));
+  }
   for (size_t p = 0; p < plans.size(); ++p) {
-    models.push_back({job.checkpoint, job.model, &plans[p]});
+    models.push_back({job.checkpoint, job.model, &plans[p], &units[p]});
     entries.push_back(measured(job, job.line.plans[p], plans[p]));
   }
   measure(job, compute, models, std::move(entries));

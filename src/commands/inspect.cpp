@@ -5,6 +5,7 @@
 
 #include "commands/job.h"
 #include "hcsmoe/assembly.h"
+#include "hcsmoe/merging.h"
 
 namespace hcsmoe {
 namespace {
@@ -71,6 +72,9 @@ void inspect(Job& job) {
     line("  hidden states", bytes(hidden));
     line("  one expert's tokens", "at most " + bytes(routed));
     line("  buffers and sums", bytes(work + sums));
+    const Merge merge = job.config.compression.merge;
+    const int64_t sample = std::min(calibration.sample, calibration.sequences * calibration.length);
+    if (aligns(merge)) line("  alignment (" + to_string(merge) + ")", bytes(alignment_bytes(m, merge, sample, compute.threads)));
 
     const int64_t K = job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0 ? job.experts_kept() : 0;
     if (K == 0) return;

@@ -15,8 +15,10 @@
 #include "hcsmoe/families.h"
 #include "hcsmoe/forward.h"
 #include "hcsmoe/log.h"
+#include "hcsmoe/merging.h"
 #include "hcsmoe/plan.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/shards.h"
 
 namespace hcsmoe {
 
@@ -57,10 +59,15 @@ Plan read_plan(Job&, const std::filesystem::path& file);
 void check_exportable(const Job&, const Recipe&);
 /// Plans every MoE layer from the statistics in WORK; on every rank. Fills in the origin from them.
 Plan plan_from_statistics(Job&);
-/// Merges layers that have no valid shard, each on its owner.
+/// The layer's sample_input of the statistics in WORK, on every rank. float32 [S, D]. UserError: there is none.
+at::Tensor sampled_input(const Job&, int64_t layer, Merge);
+/// align_layer of every layer of the plan, on the tokens sampled in WORK; empty where its merge does not align. On every rank.
+std::vector<LayerUnits> align_plan(const Job&, const Plan&);
+/// Merges layers that have no valid shard, each on its owner; where the merge aligns, all ranks align each layer first, on the tokens
+/// sampled in WORK/statistics.
 void write_shards(Job&, const Plan&);
 /// Merges one layer into WORK/shards. Not collective; uses no MPI: may run in the background.
-void write_shard(const Job&, const LayerPlan&);
+void write_shard(const Job&, const LayerPlan&, const LayerUnits&, const ShardOrigin&);
 /// Shards and untouched tensors to OUTPUT.
 void write_output(Job&, int64_t experts_kept);
 /// Where evaluation is configured: measures the original and the output together.

@@ -46,5 +46,8 @@ Recipe default_recipe(const std::string& name) {
 bool has_metric(Feature feature) { return feature != Feature::cka && feature != Feature::weight_cka; }
 
 bool needs_tokens(const Recipe& recipe) { return recipe.router == RouterMerge::fitted || recipe.reconstruction != Reconstruction::none; }
+bool aligns(Merge merge) {
+  return merge == Merge::frequency_aligned || merge == Merge::average_aligned || merge == Merge::fix_dominant || merge == Merge::zipit;
+}
 
 }  // namespace hcsmoe

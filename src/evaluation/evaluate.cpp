@@ -115,8 +115,10 @@ FinalRows read_passages(const EvaluatedModel& evaluated, const Compute& compute,
     if (planned == plan_of.end()) {
       sweep.run_layer();
     } else {
-      const SparseBlock block =
-          compressed_block(evaluated.checkpoint, evaluated.model, *planned->second, evaluated.plan->recipe.router);
+      const bool aligned = evaluated.units && !evaluated.units->empty();
+      const auto l = static_cast<size_t>(planned->second - evaluated.plan->layers.data());
+      const SparseBlock block = compressed_block(evaluated.checkpoint, evaluated.model, *planned->second, evaluated.plan->recipe.router,
+                                                 aligned ? evaluated.units->at(l) : LayerUnits{});
       sweep.run_layer(nullptr, &block);
     }
     after_layer();
@@ -198,7 +200,8 @@ void check_same_tokens(const Config& config, const Workload& work, const Evaluat
   const Workload of_other = make_workload(config, other_folder, other.model);
   const bool same = std::equal(work.passages.begin(), work.passages.end(), of_other.passages.begin(), of_other.passages.end(),
                                [](const Passage& a, const Passage& b) { return a.first_row == b.first_row && a.ids.equal(b.ids); });
-  if (!same) throw UserError("the tokenizers of " + folder.string() + " and " + other_folder.string() + " give other ids for the same text", hint);
+  if (!same)
+    throw UserError("the tokenizers of " + folder.string() + " and " + other_folder.string() + " give other ids for the same text", hint);
 }
 
 }  // namespace

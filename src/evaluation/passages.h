@@ -68,8 +68,8 @@ struct Workload {
 Workload make_workload(const Config&, const std::filesystem::path& folder, const ModelDescription&);
 
 /// Context and continuation as lm-evaluation-harness joins them: blanks at the end of the context belong to the continuation; both are
-/// tokenised together, and the context's own tokens are counted off; an empty context is BOS, or EOS where there is none. The model reads at
-/// most `max_length` tokens, the last ones. bos: put before the text, unless the text begins with it.
+/// tokenised together, and the context's own tokens are counted off; an empty context is BOS, or EOS where there is none. The model reads
+/// at most `max_length` tokens, the last ones. bos: put before the text, unless the text begins with it.
 struct TokenisedChoice {
   std::vector<int32_t> ids;  // without the last token
   int64_t tokens = 0;        // of the continuation

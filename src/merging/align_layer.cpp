@@ -146,8 +146,14 @@ LayerUnits layer_units(const LayerPlan& plan, Merge merge, const std::vector<Pie
 
 }  // namespace
 
-bool aligns(Merge merge) {
-  return merge == Merge::frequency_aligned || merge == Merge::average_aligned || merge == Merge::fix_dominant || merge == Merge::zipit;
+double alignment_bytes(const ModelDescription& model, Merge merge, int64_t sample, int threads) {
+  if (!aligns(merge)) return 0;
+  const auto F = static_cast<double>(model.expert_intermediate), D = static_cast<double>(model.hidden_size),
+             S = static_cast<double>(sample);
+  const double units = std::min(F, static_cast<double>(unit_tile));
+  const double converted = 6 * units * D + 2 * S * units + units * units;  // two tiles of three weights, their activations, their products
+  if (merge == Merge::zipit) return 4 * threads * (4 * F * F + 8 * S * F + converted);
+  return 4 * threads * (F * F + (3 + 2) * S * F + converted);  // of a pair, and a batch's references
 }
 
 LayerUnits align_layer(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, Merge merge,

@@ -13,8 +13,6 @@
 namespace hcsmoe {
 namespace {
 
-constexpr int64_t tile = 2048;  // units at a time: what is converted and not yet summed stays small
-
 at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat); }
 at::Tensor rows_of(const at::Tensor& weight, int64_t first, int64_t n) { return as_float(weight.narrow(0, first, n)); }
 at::Tensor columns_of(const at::Tensor& weight, int64_t first, int64_t n) { return as_float(weight.narrow(1, first, n)); }
@@ -35,8 +33,8 @@ struct UnitWeights {
 at::Tensor unit_activations(const at::Tensor& x, const ExpertWeights& expert) {
   const int64_t S = x.size(0), F = expert.gate.size(0);
   at::Tensor h = at::empty({S, F}, at::TensorOptions().dtype(at::kFloat));
-  for (int64_t first = 0; first < F; first += tile) {
-    const int64_t n = std::min(tile, F - first);
+  for (int64_t first = 0; first < F; first += unit_tile) {
+    const int64_t n = std::min(unit_tile, F - first);
     at::Tensor gate = x.mm(rows_of(expert.gate, first, n).t());  // [S, n]
     const at::Tensor up = x.mm(rows_of(expert.up, first, n).t());
     gated_units(data<float>(gate), const_data<float>(up), S, n);
@@ -56,10 +54,10 @@ at::Tensor unit_correlations(const at::Tensor& a, const at::Tensor& b) { return 
 
 void add_weight_cosines(const ExpertWeights& a, const ExpertWeights& b, at::Tensor& scores) {
   const int64_t F = a.gate.size(0);
-  for (int64_t i = 0; i < F; i += tile) {
-    const UnitWeights mine(a, i, std::min(tile, F - i));
-    for (int64_t j = 0; j < F; j += tile) {
-      const UnitWeights other(b, j, std::min(tile, F - j));
+  for (int64_t i = 0; i < F; i += unit_tile) {
+    const UnitWeights mine(a, i, std::min(unit_tile, F - i));
+    for (int64_t j = 0; j < F; j += unit_tile) {
+      const UnitWeights other(b, j, std::min(unit_tile, F - j));
       at::Tensor product = mine.gate.mm(other.gate.t());  // [units of a, units of b]
       product.addmm_(mine.up, other.up.t());
       product.addmm_(mine.down.t(), other.down);

@@ -12,6 +12,8 @@
 
 namespace hcsmoe {
 
+inline constexpr int64_t unit_tile = 2048;  // units at a time: what is converted and not yet summed stays small
+
 /// h = act(gate x) * (up x) of all units on the sample x, float32 [S, D]. float32 [S, F]
 at::Tensor unit_activations(const at::Tensor& x, const ExpertWeights&);
 

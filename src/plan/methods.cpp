@@ -57,6 +57,7 @@ const std::vector<PlanMethod>& plan_methods() {
 StatisticSet statistics_needed(const Recipe& recipe) {
   StatisticSet needs = plan_method(recipe.method).needs;
   if (!method_named(recipe.method).features.empty()) needs |= needs_of(recipe.feature);
+  if (aligns(recipe.merge)) needs |= {Statistic::sample_input};
   return needs;
 }
 
@@ -65,8 +66,8 @@ LayerPlan plan_layer(const ExpertStatistics& statistics, const Recipe& recipe, c
   const StatisticSet missing = statistics_needed(recipe).without(collected(statistics));
   if (!missing.empty()) {
     throw UserError(
-        "the statistics of layer " + std::to_string(statistics.layer) + " have no " + missing.names() + ", which " + recipe.method +
-            " needs",
+        "the statistics of layer " + std::to_string(statistics.layer) + " have no " + missing.names() + ", which method " + recipe.method +
+            " with merge " + to_string(recipe.merge) + " needs",
         "collect them with the same compression settings: hcsmoe_dist collect CONFIG; or all: hcsmoe_dist collect CONFIG --all");
   }
   // A recipe that was not read from a file may ask for nothing, which resolve() would take for one expert.

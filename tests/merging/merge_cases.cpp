@@ -43,8 +43,8 @@ void assign(const std::string& cases, const std::string& answers) {
   }
 }
 
-void merge(const std::string& model_folder, const std::string& plan_file, const std::string& samples, const std::filesystem::path& out,
-           int threads) {
+void merge_checkpoint(const std::string& model_folder, const std::string& plan_file, const std::string& samples,
+                      const std::filesystem::path& out, int threads) {
   at::set_num_threads(threads);
   const Ranks ranks(MPI_COMM_WORLD);
   const Checkpoint checkpoint = Checkpoint::open(model_folder);
@@ -91,7 +91,7 @@ int main(int argc, char** argv) {
     }
     if (arguments.size() != 6 || arguments[0] != "merge") throw std::runtime_error("wrong arguments");
     MPI_Init(&argc, &argv);
-    merge(arguments[1], arguments[2], arguments[3], arguments[4], std::stoi(arguments[5]));
+    merge_checkpoint(arguments[1], arguments[2], arguments[3], arguments[4], std::stoi(arguments[5]));
     MPI_Finalize();
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";
