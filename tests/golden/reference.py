@@ -17,6 +17,7 @@ from scipy.spatial.distance import pdist
 from transformers import AutoModelForCausalLM
 
 LINKAGES = ("single", "complete", "average", "ward")
+SAMPLE, CKA_TOKENS = 600, 512  # tokens of the statistics of single tokens
 EXPERT_COUNT_KEYS = {"mixtral": "num_local_experts", "qwen2_moe": "num_experts", "deepseek": "n_routed_experts"}
 
 
@@ -90,6 +91,47 @@ def block_statistics(block, x, config: dict) -> dict:
     }
 
 
+def evenly_spaced(count: int, size: int) -> list:
+    size = min(count, size)
+    return [i * count // size for i in range(size)]
+
+
+def linear_cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Kornblith et al., arXiv 1905.00414, in the form with products of features: |Y^T X|^2 / (|X^T X| |Y^T Y|), columns centred."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return (y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
+def all_pairs(values: list, function) -> torch.Tensor:
+    return torch.stack([torch.stack([function(a, b) for b in values]) for a in values])
+
+
+def expert_weights(expert) -> tuple:
+    """gate, up [F, D], down [D, F] in float64."""
+    parts = ("w1", "w3", "w2") if hasattr(expert, "w1") else ("gate_proj", "up_proj", "down_proj")
+    return tuple(getattr(expert, part).weight.double() for part in parts)
+
+
+@torch.no_grad()
+def sample_statistics(block, x) -> dict:
+    """The statistics of single tokens and of the weights; the block's inputs x [T, D]."""
+    x = x[evenly_spaced(len(x), SAMPLE)]
+    experts = len(block.experts)
+    outputs = torch.stack([expert(x).double() for expert in block.experts])  # [E, S, D]
+    upper = torch.triu_indices(experts, experts)
+    some = outputs[:, evenly_spaced(len(x), CKA_TOKENS)]
+    weights = [expert_weights(expert) for expert in block.experts]
+    flat = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in weights])
+    return {
+        "sample_input": x.clone(),
+        "sample_logits": block.gate(x).float(),
+        "token_output_gram": torch.einsum("esd,fsd->sef", outputs, outputs)[:, upper[0], upper[1]].contiguous(),
+        "output_cka": all_pairs(list(some), linear_cka),
+        "weight_gram": flat @ flat.T,
+        "weight_cka": all_pairs([torch.cat([gate.T, up.T, down], dim=1) for gate, up, down in weights], linear_cka),
+    }
+
+
 def routing_margin(block, x, config: dict) -> float:
     """The smallest distance of a chosen expert's logit to a refused one's, over tokens: counts are exact only if it exceeds rounding."""
     ordered = routing(block, x, config)[0].sort(-1, descending=True).values
@@ -110,7 +152,7 @@ def model_statistics(model, ids, config: dict) -> tuple:
     statistics, margins = {}, []
     for layer, block in moe_blocks(model).items():
         x = torch.cat(inputs[layer])  # [T, D]
-        statistics[layer] = block_statistics(block, x, config)
+        statistics[layer] = block_statistics(block, x, config) | sample_statistics(block, x)
         with torch.no_grad():
             margins.append(routing_margin(block, x, config))
     return statistics, min(margins)

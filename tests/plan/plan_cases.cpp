@@ -1,6 +1,7 @@
 // Plans the cases of a file, for test_against_numpy.py, which makes them and judges the answers.
 //   plan_cases CASES ANSWERS
-// A JSON object a line. A case:    {"layer", "tokens", "recipe" (as in plan.json), and statistics by their names}
+// A JSON object a line. A case:    {"layer", "tokens", "recipe" (as in plan.json), "routing" {"top_k", "renormalise", "scale"}, and
+//                                  statistics by their names}
 //                       An answer: the layer of plan.json, or {"error": what}
 #include <ATen/ops/empty.h>
 
@@ -55,8 +56,19 @@ std::string answer(const ordered_json& json) {
   statistics.routed_output_norm_sum = read<double>(json, "routed_output_norm_sum", at::kDouble);
   statistics.weighted_output_norm_sum = read<double>(json, "weighted_output_norm_sum", at::kDouble);
   statistics.router_logit_gram = read<double>(json, "router_logit_gram", at::kDouble);
+  statistics.sample_logits = read<float>(json, "sample_logits", at::kFloat);
+  statistics.token_output_gram = read<float>(json, "token_output_gram", at::kFloat);
+  statistics.output_cka = read<double>(json, "output_cka", at::kDouble);
+  statistics.weight_gram = read<double>(json, "weight_gram", at::kDouble);
+  statistics.weight_cka = read<double>(json, "weight_cka", at::kDouble);
+  hcsmoe::RoutingRule routing;
+  if (json.contains("routing")) {
+    routing.top_k = json["routing"]["top_k"];
+    routing.renormalise = json["routing"]["renormalise"];
+    routing.scale = json["routing"]["scale"];
+  }
   try {
-    const hcsmoe::LayerPlan plan = hcsmoe::plan_layer(statistics, read_recipe(json["recipe"]));
+    const hcsmoe::LayerPlan plan = hcsmoe::plan_layer(statistics, read_recipe(json["recipe"]), routing);
     return ordered_json::parse(hcsmoe::layer_plan_to_json(plan)).dump();
   } catch (const hcsmoe::UserError& error) {
     return ordered_json{{"error", error.what()}}.dump();

@@ -6,6 +6,7 @@ program computes: distances between clusters are taken from their definition, k-
 """
 import itertools
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -17,19 +18,25 @@ from scipy.spatial.distance import cdist, pdist, squareform
 
 LINKAGES = ["single", "complete", "average", "ward"]
 METRICS = ["euclidean", "cosine"]
-PRUNING = ["f-prune", "s-prune", "reap", "ean", "random"]
+PRUNING = ["f-prune", "s-prune", "o-prune", "reap", "ean", "random"]
+ALL_SETS = 20_000  # of o-prune: the most sets that it tries them all
 MASK = 2**64 - 1
+TRIED = []  # how many sets o-prune had to choose from, in the reference
 STUCK = []  # how many clusters too many there were where no pair fitted, in the reference
 
 
 def statistics_of(random, experts):
-    """Experts in a few noisy groups, some of them never used, tokens so few that counts tie."""
-    columns, tokens = int(random.integers(1, 24)), int(random.integers(1, 60))
+    """Experts in a few noisy groups, some of them never used, tokens so few that counts tie. In two dimensions at least: on a line all cosines tie."""
+    columns, tokens = int(random.integers(2, 24)), int(random.integers(1, 60))
     groups = random.standard_normal((max(1, experts // 3), columns))
     outputs = tokens * (groups[random.integers(0, len(groups), experts)] + 0.5 * random.standard_normal((experts, columns)))
     logits = random.standard_normal((200, experts)) @ (np.eye(experts) + 0.5 * random.standard_normal((experts, experts)))
     counts = random.integers(0, tokens + 1, experts)
     norms = counts * random.uniform(0.5, 2, experts)
+    sample = int(random.integers(6, 16))
+    token_outputs = (outputs / tokens)[:, None] + 0.3 * random.standard_normal((experts, sample, columns))  # [E, S, columns]
+    weights = random.standard_normal((experts, 6, 5)) + groups[:, :1][random.integers(0, len(groups), experts)][:, None]
+    upper = np.triu_indices(experts)
     return {
         "layer": int(random.integers(0, 60)),
         "tokens": tokens,
@@ -39,7 +46,27 @@ def statistics_of(random, experts):
         "routed_output_norm_sum": norms,
         "weighted_output_norm_sum": norms * random.uniform(0, 1, experts),
         "router_logit_gram": logits.T @ logits,
+        "sample_logits": logits[:sample].astype(np.float32),
+        "token_output_gram": (token_outputs.transpose(1, 0, 2) @ token_outputs.transpose(1, 2, 0))[:, upper[0], upper[1]].astype(np.float32),
+        "output_cka": all_cka(token_outputs),
+        "weight_gram": weights.reshape(experts, -1) @ weights.reshape(experts, -1).T,
+        "weight_cka": all_cka(weights),
+        "routing": {"top_k": int(random.integers(1, 5)), "renormalise": bool(random.integers(2)), "scale": float(random.choice([1, 2.5]))},
     }
+
+
+def all_cka(features):
+    """Linear CKA of features [E, samples, columns]."""
+    centred = features - features.mean(1, keepdims=True)
+    kernels = (centred @ centred.transpose(0, 2, 1)).reshape(len(features), -1)
+    products = kernels @ kernels.T
+    return np.clip(products / np.sqrt(np.outer(products.diagonal(), products.diagonal())), 0, 1)
+
+
+def square_of_gram(gram):
+    values, vectors = np.linalg.eigh(gram)
+    points = vectors * np.sqrt(np.maximum(values, 0))  # as good as the vectors: the same products
+    return points
 
 
 def answers(cases, folder):
@@ -89,14 +116,81 @@ def cosine_of_logits(statistics):
     return gram / np.sqrt(np.outer(gram.diagonal(), gram.diagonal()))
 
 
+def full_grams(statistics):
+    """token_output_gram as [S, E, E]."""
+    experts = len(statistics["routed_count"])
+    upper = np.triu_indices(experts)
+    full = np.zeros((len(statistics["token_output_gram"]), experts, experts))
+    full[:, upper[0], upper[1]] = full[:, upper[1], upper[0]] = statistics["token_output_gram"]
+    return full
+
+
 def distances_of(statistics, recipe):
-    if recipe["feature"] == "expert_output":
+    feature = recipe["feature"]
+    if feature == "expert_output":
         return squareform(pdist(statistics["output_sum"] / statistics["tokens"], recipe["metric"]))
-    if recipe["metric"] == "cosine":
-        return 1 - cosine_of_logits(statistics)
-    values, vectors = np.linalg.eigh(statistics["router_logit_gram"])
-    logits = vectors * np.sqrt(np.maximum(values, 0))  # [E, E], as good as the logits: the same products
-    return cdist(logits, logits)
+    if feature in ("cka", "weight_cka"):
+        return 1 - statistics["output_cka" if feature == "cka" else "weight_cka"]
+    if feature == "expert_output_tokens":
+        gram = full_grams(statistics).sum(0)
+    else:
+        gram = statistics["router_logit_gram" if feature == "router_logits" else "weight_gram"]
+    points = square_of_gram(gram)
+    return cdist(points, points, recipe["metric"])
+
+
+def routed(logits, rule, left):
+    """[S, E] routing weights of a router that has only the rows `left`."""
+    some = logits[:, left].astype(np.float64)
+    scores = np.exp(some - some.max(1, keepdims=True))
+    scores /= scores.sum(1, keepdims=True)
+    weights = np.zeros(logits.shape)
+    for token, row in enumerate(scores):
+        best_rows = np.argsort(-some[token], kind="stable")[: rule["top_k"]]
+        chosen = row[best_rows]
+        if rule["renormalise"]:
+            chosen = chosen / chosen.sum()
+        weights[token, np.array(left)[best_rows]] = chosen * rule["scale"]
+    return weights
+
+
+def o_prune(statistics, recipe, protect, rest, count, found):
+    """The kept experts, by the error of every set of `count` experts, or of sets by lot. Several sets may keep all that the tokens were routed
+    to: then `found`, if it is as good as the best."""
+    logits, rule, grams = statistics["sample_logits"], statistics["routing"], full_grams(statistics)
+    original = routed(logits, rule, list(range(logits.shape[1])))
+    if math.comb(len(rest), count) <= ALL_SETS:
+        sets = [sorted([*protect, *chosen]) for chosen in itertools.combinations(rest, count)]
+    else:
+        start = split_mix(split_mix(recipe["seed"]) ^ statistics["layer"])
+        sets = []
+        for number in range(recipe["candidates"]):
+            lot = split_mix(start ^ number)
+            scores = [split_mix(lot ^ expert) for expert in range(logits.shape[1])]
+            sets.append(sorted([*protect, *best(scores, rest, count)]))
+    errors = []
+    for left in sets:
+        difference = original - routed(logits, rule, left)
+        errors.append(np.einsum("se,sef,sf->", difference, grams, difference))
+    TRIED.append(len(sets))
+    scale = np.einsum("se,sef,sf->", original, grams, original)
+    as_good = [left for left, error in zip(sets, errors) if error <= min(errors) * (1 + 1e-9) + 1e-12 * scale]
+    return found if found in as_good else as_good[0]
+
+
+def fuzzy_cmeans(points, first):
+    """Memberships [E, K]."""
+    centres, memberships = points[first], None
+    for _ in range(1000):
+        square = ((points[:, None] - centres[None]) ** 2).sum(-1)  # [E, K]
+        on = square == 0
+        now = np.where(on.any(1, keepdims=True), on, 1 / np.where(on, 1, square))
+        now = now / now.sum(1, keepdims=True)
+        if memberships is not None and np.abs(now - memberships).max() <= 1e-9:
+            return now
+        memberships = now
+        centres = (now**2).T @ points / (now**2).sum(0)[:, None]
+    return memberships
 
 
 def between(square, a, b, rule):
@@ -156,6 +250,17 @@ def farthest_first(points, count):
     return chosen
 
 
+def mean_points(statistics, recipe, rest):
+    points = statistics["output_sum"][rest] / statistics["tokens"]
+    return points / np.linalg.norm(points, axis=1, keepdims=True) if recipe["metric"] == "cosine" else points
+
+
+def first_centres(statistics, recipe, rest, count, points):
+    if recipe["init"] == "farthest":
+        return farthest_first(points, count)
+    return [rest.index(e) for e in best(draws(recipe["seed"], statistics["layer"], len(statistics["routed_count"])), rest, count)]
+
+
 def m_smoe(statistics, rest, count):
     dominants = best(statistics["routed_count"], rest, count)
     cosine = cosine_of_logits(statistics)
@@ -170,24 +275,31 @@ def grouped(statistics, recipe, rest, count):
     if recipe["method"] == "m-smoe":
         return m_smoe(statistics, rest, count)
     if recipe["method"] == "kmeans":
-        points = statistics["output_sum"][rest] / statistics["tokens"]
-        if recipe["metric"] == "cosine":
-            points = points / np.linalg.norm(points, axis=1, keepdims=True)
-        if recipe["init"] == "farthest":
-            first = farthest_first(points, count)
-        else:
-            first = [rest.index(e) for e in best(draws(recipe["seed"], statistics["layer"], len(statistics["routed_count"])), rest, count)]
-        labels = kmeans(points, first)
+        points = mean_points(statistics, recipe, rest)
+        labels = kmeans(points, first_centres(statistics, recipe, rest, count, points))
+    elif recipe["method"] == "dek" and not recipe["max_cluster_size"]:
+        labels = united(distances_of(statistics, recipe)[np.ix_(rest, rest)], count)
     else:
         square = distances_of(statistics, recipe)[np.ix_(rest, rest)]
         if recipe["max_cluster_size"]:
-            labels = capped(square, count, recipe["max_cluster_size"], recipe["linkage"])
+            labels = capped(square, count, recipe["max_cluster_size"], "single" if recipe["method"] == "dek" else recipe["linkage"])
         elif len(rest) == 1:
             labels = [[0]]
         else:
             flat = cut_tree(linkage(squareform(square, checks=False), recipe["linkage"]), count)[:, 0]
             labels = [np.flatnonzero(flat == k).tolist() for k in range(count)]
     return [[rest[i] for i in cluster] for cluster in labels]
+
+
+def united(distances, count):
+    """DEK: the most similar pair of experts in different groups unites the groups."""
+    group = list(range(len(distances)))
+    pairs = sorted((distances[pair], pair) for pair in itertools.combinations(range(len(distances)), 2))
+    for _, (a, b) in pairs:
+        if len(set(group)) == count:
+            break
+        group = [group[a] if g == group[b] else g for g in group]
+    return [[e for e, g in enumerate(group) if g == number] for number in dict.fromkeys(group)]
 
 
 def weights(members, counts, rule, dominant):
@@ -199,7 +311,7 @@ def weights(members, counts, rule, dominant):
     return [count / sum(used) for count in used]
 
 
-def reference(statistics, recipe):
+def reference(statistics, recipe, found):
     """{clusters, dropped} of plan.json."""
     counts = statistics["routed_count"]
     everyone = range(len(counts))
@@ -208,7 +320,9 @@ def reference(statistics, recipe):
         protect = best(per_use(statistics, "routed_output_norm_sum"), everyone, protect["top"])
     rest = [e for e in everyone if e not in protect]
     count = recipe["experts"] - len(protect)
-    if recipe["method"] in PRUNING:
+    if recipe["method"] == "o-prune":
+        members = [[e] for e in o_prune(statistics, recipe, protect, rest, count, [cluster["dominant"] for cluster in found["clusters"]])]
+    elif recipe["method"] in PRUNING:
         kept = sorted([*protect, *best(scores_of(statistics, recipe), rest, count)])
         members = [[e] for e in kept]
     else:
@@ -236,19 +350,27 @@ def random_recipe(random, experts, **fixed):
         "init": "farthest",
         "seed": int(random.integers(0, 2**63)),
         "max_cluster_size": 0,
+        "candidates": 30,
         "protect": [],
     }
     return recipe | fixed
 
 
+def least_for_o_prune(statistics, recipe):
+    if recipe["method"] == "o-prune":
+        recipe["experts"] = max(recipe["experts"], statistics["routing"]["top_k"])
+
+
 VARIANTS = [
     *[
         {"method": "hc-smoe", "feature": feature, "metric": metric, "linkage": rule}
-        for feature in ("expert_output", "router_logits")
+        for feature in ("expert_output", "expert_output_tokens", "router_logits", "weight")
         for metric in METRICS
         for rule in LINKAGES
     ],
     *[{"method": "kmeans", "metric": metric, "init": init} for metric in METRICS for init in ("farthest", "random")],
+    *[{"method": "hc-smoe", "feature": feature, "linkage": rule} for feature in ("cka", "weight_cka") for rule in ("complete", "average")],
+    *[{"method": "dek", "feature": feature} for feature in ("cka", "weight_cka")],
     {"method": "m-smoe"},
     *[{"method": method} for method in PRUNING],
 ]
@@ -256,8 +378,8 @@ VARIANTS = [
 
 def check(cases, folder):
     for (statistics, recipe), found in zip(cases, answers(cases, folder)):
-        expected = reference(statistics, recipe)
         assert "error" not in found, (recipe, found)
+        expected = reference(statistics, recipe, found)
         assert found["layer"] == statistics["layer"] and found["experts"] == len(statistics["routed_count"])
         assert {key: found[key] for key in expected} == expected, recipe
 
@@ -270,6 +392,7 @@ def test_every_method(tmp_path, variant):
     for experts in (4, 5, 8, 15, 16, 60, 64):
         for _ in range(8):
             cases.append((statistics_of(random, experts), random_recipe(random, experts, **variant)))
+            least_for_o_prune(*cases[-1])
     check(cases, tmp_path)
 
 
@@ -285,6 +408,7 @@ def test_protected_experts(tmp_path, variant):
             count = int(random.integers(0, recipe["experts"]))  # leaves a place for the others
             listed = sorted(random.choice(experts, count, replace=False).tolist())
             recipe["protect"] = {"top": count} if random.integers(2) else listed
+            least_for_o_prune(statistics, recipe)
             cases.append((statistics, recipe))
     check(cases, tmp_path)
 
@@ -319,3 +443,54 @@ def test_the_rules_for_ties_are_reached(tmp_path):
             statistics["routed_count"] = random.integers(0, 3, 16)
             cases.append((statistics, random_recipe(random, 16, **variant)))
     check(cases, tmp_path)
+
+
+def test_o_prune_tries_all_sets_and_sets_by_lot(tmp_path):
+    random = np.random.default_rng(5)
+    cases = []
+    for experts, kept in ((8, 4), (8, 6), (12, 6), (16, 13), (20, 10), (60, 30)):
+        for _ in range(3):
+            statistics = statistics_of(random, experts)
+            cases.append((statistics, random_recipe(random, experts, method="o-prune") | {"experts": kept}))
+    TRIED.clear()
+    check(cases, tmp_path)
+    assert TRIED[0] == math.comb(8, 4) == 70 and TRIED[-1] == 30 and TRIED[9] == math.comb(16, 13)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("init", ["farthest", "random"])
+def test_fuzzy_cmeans(tmp_path, metric, init):
+    """Every expert in every cluster, weighted by its membership, and the router rows like the experts."""
+    random = np.random.default_rng(6)
+    cases = []
+    for experts in (4, 8, 15, 60):
+        for protected in (0, 1):
+            statistics = statistics_of(random, experts)
+            count = int(random.integers(2, experts))
+            recipe = random_recipe(random, experts, method="fuzzy-cmeans", metric=metric, init=init) | {"experts": count}
+            recipe["protect"] = [experts // 2] * protected
+            cases.append((statistics, recipe))
+    worst = 0
+    for (statistics, recipe), found in zip(cases, answers(cases, tmp_path)):
+        experts = len(statistics["routed_count"])
+        rest = [e for e in range(experts) if e not in recipe["protect"]]
+        points = mean_points(statistics, recipe, rest)
+        count = recipe["experts"] - len(recipe["protect"])
+        memberships = fuzzy_cmeans(points, first_centres(statistics, recipe, rest, count, points))
+        expected = [np.eye(experts)[e] for e in recipe["protect"]]
+        for column in (memberships / memberships.sum(0)).T:
+            expected.append(np.zeros(experts))
+            expected[-1][rest] = column
+        assert found["soft"] is True and found["dropped"] == [] and len(found["clusters"]) == recipe["experts"]
+        ours = []
+        for cluster in found["clusters"]:
+            ours.append(np.zeros(experts))
+            ours[-1][cluster["members"]] = cluster["weights"]
+            assert cluster["router_weights"] == cluster["weights"]
+            assert cluster["dominant"] == np.argmax(ours[-1]), "the member of the largest weight"
+        # Clusters with the same smallest member have no order that both sides must share.
+        distance = cdist(np.array(ours), np.array(expected))
+        assert sorted(distance.argmin(1)) == list(range(len(expected))) or np.allclose(distance.min(1), 0, atol=1e-5)
+        worst = max(worst, distance.min(1).max(), distance.min(0).max())
+    print(f"largest error of memberships {worst:.1e}")
+    assert worst < 1e-5
