@@ -55,9 +55,9 @@ def row(name, model, results):
 
 
 original, compressed, run = map(pathlib.Path, sys.argv[1:])
-perplexity = json.loads(run.read_text())["perplexity"]
+measured = {entry["name"]: entry["perplexity"] for entry in json.loads(run.read_text())["evaluation"]["models"]}
 print(f"\n{'':12}{'experts a layer':>16}{'checkpoint folder':>20}{'perplexity':>14}")
-print(row("original", original, perplexity["original"]))
-print(row("compressed", compressed, perplexity["output"]))
+print(row("original", original, measured["original"]))
+print(row("compressed", compressed, measured["compressed"]))
 END
 printf '\nThe compressed model is in quickstart/compressed; its plan and statistics are in quickstart/compressed.work.\n'

@@ -59,11 +59,11 @@ ordered_json json_of(const TextMeasures& text) {
                        {"windows", text.windows},
                        {"length", text.length},
                        {"tokens", text.tokens},
+                       {"positions", text.positions},
                        {"negative_log_likelihood", text.negative_log_likelihood},
                        {"perplexity", text.perplexity.value},
                        {"perplexity_standard_error", text.perplexity.error}};
   if (!std::isnan(text.divergence.value)) {
-    json["positions"] = text.positions;
     json["kl_divergence"] = json_of(text.divergence);
     json["top1_agreement"] = json_of(text.agreement);
   }

@@ -270,6 +270,7 @@ void check_folders(const Config& config, const YamlNode& root, Command command) 
                         "give the Hugging Face folder of the original");
   }
   for (const auto& [key, folder] : {std::pair("output", config.output), std::pair("work", config.work)}) {
+    if (command == Command::evaluate && key == std::string("output")) continue;  // it may be the model, made by an earlier run
     if (top.find(key) && within(folder, config.model)) {
       throw top.error(*top.find(key), key, folder.string() + " lies inside the model's folder " + config.model.string(),
                       "choose a folder outside it");

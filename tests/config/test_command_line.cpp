@@ -63,8 +63,15 @@ TEST(CommandLineTest, OptionsStandAnywhere) {
   EXPECT_TRUE(outcome.go_on) << outcome.mistake;
   EXPECT_EQ(outcome.line.command, Command::apply);
   EXPECT_EQ(outcome.line.config, "config.yaml");
-  EXPECT_EQ(outcome.line.plan, "p.json");
+  EXPECT_EQ(outcome.line.plans, std::vector<std::filesystem::path>{"p.json"});
   EXPECT_EQ(outcome.line.overrides, (std::vector<std::string>{"calibration.files=[a.txt, b.txt]", "a.b=[c]", "d=-1"}));
+}
+
+TEST(CommandLineTest, EvaluateTakesSeveralPlans) {
+  const Outcome outcome = read({"evaluate", "--plan", "a.json", "config.yaml", "--plan=b.json"});
+  EXPECT_TRUE(outcome.go_on) << outcome.mistake;
+  EXPECT_EQ(outcome.line.config, "config.yaml");
+  EXPECT_EQ(outcome.line.plans, (std::vector<std::filesystem::path>{"a.json", "b.json"}));
 }
 
 TEST(CommandLineTest, HelpAndVersion) {
@@ -89,7 +96,8 @@ TEST(CommandLineTest, Mistakes) {
   expect_refused({"plan", "config.yaml", "more"}, "too many arguments: 'more'");
   expect_refused({"config.yaml", "--fast"}, "--fast");
   expect_refused({"config.yaml", "--set"}, "--set");
-  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the command 'apply'");
+  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the commands 'apply' and 'evaluate'");
+  expect_refused({"apply", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'apply' takes one --plan");
 }
 
 TEST(CommandLineTest, OneRankSpeaks) {

@@ -83,6 +83,8 @@ TEST_F(ConfigTest, SmallestFileTakesDefaults) {
   EXPECT_TRUE(config.evaluation.perplexity.empty());
   EXPECT_TRUE(config.evaluation.tasks.empty());
   EXPECT_EQ(config.evaluation.length, 0);
+  EXPECT_EQ(config.evaluation.batch_tokens, 0);
+  EXPECT_TRUE(config.evaluation.reference.empty());
 }
 
 TEST_F(ConfigTest, EveryKeyIsRead) {
@@ -105,7 +107,7 @@ compression:
   max_cluster_size: 4
   protect: [9, 2]
 device: {type: cpu, dtype: bfloat16, threads: 3}
-evaluation: {perplexity: a.txt, tasks: [], length: 512}
+evaluation: {perplexity: a.txt, tasks: b.jsonl.gz, length: 512, batch_tokens: 4096, reference: model}
 )");
   EXPECT_EQ(config.model, folder / "model");
   EXPECT_EQ(config.output, folder / "small");
@@ -130,6 +132,9 @@ evaluation: {perplexity: a.txt, tasks: [], length: 512}
   EXPECT_EQ(config.device.threads, 3);
   EXPECT_EQ(config.evaluation.perplexity, std::vector<fs::path>{folder / "a.txt"});
   EXPECT_EQ(config.evaluation.length, 512);
+  EXPECT_EQ(config.evaluation.tasks, std::vector<fs::path>{folder / "b.jsonl.gz"});
+  EXPECT_EQ(config.evaluation.batch_tokens, 4096);
+  EXPECT_EQ(config.evaluation.reference, folder / "model");
 }
 
 TEST_F(ConfigTest, NullMeansDefault) {
@@ -215,6 +220,8 @@ TEST_F(ConfigTest, EachCommandRequiresItsKeys) {
   EXPECT_EQ(message(model + "work: w\ncompression: {experts: 2}", plan), "");
   EXPECT_EQ(message(model + "output: o", apply), "");
   EXPECT_EQ(message(model + "evaluation: {perplexity: a.txt}", evaluate), "");
+  EXPECT_EQ(message(model + "evaluation: {tasks: b.jsonl.gz}", evaluate), "");
+  EXPECT_EQ(message(model + "output: model\nevaluation: {perplexity: a.txt}", evaluate), "");  // an output, evaluated as the model
   EXPECT_EQ(message(model + "work: w\ncompression: {experts: 2}\ncalibration: {files: gone.txt}", plan), "");  // not used, not looked for
 }
 
@@ -276,12 +283,11 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   expect_has(set("compression.metric=Euclidean"), {"compression.metric: ", "allowed: euclidean, cosine"});
   expect_has(set("compression.merge=ties"),
              {"compression.merge: ", "allowed: frequency, average, dominant, frequency-aligned, average-aligned, fix-dominant, zipit"});
-  expect_has(set("compression.router=keep"), {"compression.router: ", "allowed: frequency, average, representative"});
+  expect_has(set("compression.router=keep"), {"compression.router: ", "allowed: frequency, average, representative, alias"});
   expect_has(set("compression.reconstruction=full"), {"compression.reconstruction: 'full' is not allowed; allowed: none"});
   expect_has(set("device.type=cuda"), {"device.type: 'cuda' is not allowed; allowed: cpu"});
   expect_has(set("device.dtype=float16"), {"device.dtype: ", "allowed: auto, float32, bfloat16"});
   expect_has(set("calibration.add_bos=maybe"), {"calibration.add_bos: ", "allowed: auto, true, false"});
-  expect_has(set("evaluation.tasks=[a.jsonl]"), {"evaluation.tasks: ", "not part of this version"});
 }
 
 TEST_F(ConfigTest, EveryMethodIsRead) {
@@ -344,6 +350,10 @@ TEST_F(ConfigTest, FilesAndFolders) {
   expect_has(message(smallest + "evaluation: {perplexity: [a.txt, gone.jsonl]}\n"),
              {"config.yaml:7: evaluation.perplexity: no file gone.jsonl"});
   expect_has(message(smallest + "evaluation: {perplexity: ids.npy}\n"), {"ids.npy is not known; allowed: .jsonl"});
+  expect_has(message(smallest + "evaluation: {tasks: a.txt}\n"), {"evaluation.tasks: ", "a.txt is not known; allowed: .jsonl, .jsonl.gz"});
+  expect_has(message(smallest + "evaluation: {tasks: gone.jsonl}\n"), {"evaluation.tasks: no file gone.jsonl"});
+  expect_has(message(smallest + "evaluation: {perplexity: a.txt, reference: gone}\n", Command::evaluate),
+             {"config.yaml:7: evaluation.reference: no folder gone", "of the original"});
   const auto set = [&](const std::string& override) { return message(smallest, Command::run, {override}); };
   expect_has(message("model: model\noutput: model/small\ncalibration: {files: a.txt}\ncompression: {experts: 2}\n"),
              {"config.yaml:2: output: ", "lies inside the model's folder"});
@@ -399,7 +409,7 @@ TEST_F(ConfigTest, NamesGoBothWays) {
   for (const auto merge : {Merge::frequency, Merge::average, Merge::dominant, Merge::frequency_aligned, Merge::average_aligned,
                            Merge::fix_dominant, Merge::zipit})
     EXPECT_EQ(parse_merge(to_string(merge)), merge);
-  for (const auto router : {RouterMerge::frequency, RouterMerge::average, RouterMerge::representative}) {
+  for (const auto router : {RouterMerge::frequency, RouterMerge::average, RouterMerge::representative, RouterMerge::alias}) {
     EXPECT_EQ(parse_router_merge(to_string(router)), router);
   }
   EXPECT_EQ(parse_feature("expert_output"), Feature::expert_output);

@@ -231,7 +231,8 @@ def text_stream(folder, documents: int):
 
 
 def perplexity_said(result) -> float:
-    found = re.search(r"perplexity\D{0,40}?([0-9]+(?:\.[0-9]+)?(?:e[+-]?\d+)?)", result.stdout + result.stderr)
+    """In the last column of the model's line, with its standard error."""
+    found = re.search(r"\bmodel .*  ([0-9.]+) ± [0-9.]+\n", result.stdout + result.stderr)
     assert found, result.stdout + result.stderr
     return float(found[1])
 
@@ -253,7 +254,8 @@ def test_evaluate_perplexity(golden, tmp_path, name):
         }
         result = run_job(folder, ranks, job, "evaluate")
         said = perplexity_said(result)
-        (measured,) = json.loads((folder / "work" / "evaluation.json").read_text())["perplexity"]
+        (entry,) = json.loads((folder / "work" / "evaluation.json").read_text())["models"]
+        (measured,) = entry["perplexity"]
         values.append(measured["perplexity"])
         print(f"{name} on {ranks} ranks: perplexity {values[-1]} over {scored} tokens, transformers {expected}")
         assert measured["tokens"] == scored and measured["windows"] == -(-len(ids) // length)
