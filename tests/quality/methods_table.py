@@ -162,10 +162,12 @@ def main():
     variants = {name: settings for name, settings in VARIANTS.items() if chosen.only in name}
     plans, refused = make_plans(program, work, chosen.experts, variants)
     results = {count: measure(program, work, plans[count]) for count in chosen.experts if plans[count]}
-    text = tables(results, config)
-    print(text)
     for name, reason in refused.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
+    if not results:
+        sys.exit("no variant is left")
+    text = tables(results, config)
+    print(text)
     if chosen.write:
         write_page(text)
 
