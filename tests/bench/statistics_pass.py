@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""The calibration pass against the machine's own matrix products of the same shapes, in one run.
+"""The calibration pass against the machine's own matrix products of the same shapes, in one run; or the cost of each statistic.
 
-    HCSMOE_BUILD=build tests/bench/statistics_pass.py [--hidden 512 --experts 60 --width 352] [--dtype bfloat16] [--repeats 5]
+    HCSMOE_BUILD=build tests/bench/statistics_pass.py [--hidden 512 --experts 60 --width 352] [--dtype bfloat16] [--repeats 5] [--each]
 
 Makes a random Qwen2-MoE checkpoint of these sizes, runs `collect` on it as 1 rank x 2 threads and 2 ranks x 1 thread, and, between the runs,
 times torch's product of the same shapes on 2 threads. Prints tokens/s of the whole sweep, and GFLOP/s of the experts' pass (operations of its
 matrix products over all its time, so everything else counts as lost time) with the ratios, as medians over the repeats, because the machine's
 speed drifts. Attention, which has other shapes, counts in tokens/s only.
+
+--each: tokens/s of the whole sweep of 1 rank x 2 threads with each statistic that is collected on request, and with none and all of them.
 """
 import argparse
 import json
@@ -30,6 +32,7 @@ parser.add_argument("--length", type=int, default=1024)
 parser.add_argument("--sequences", type=int, default=8)
 parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
 parser.add_argument("--repeats", type=int, default=5)
+parser.add_argument("--each", action="store_true")
 args = parser.parse_args()
 D, E, F, L, V, H = args.hidden, args.experts, args.width, args.layers, 1024, args.hidden // 64
 dtype = getattr(torch, args.dtype)
@@ -81,7 +84,7 @@ def product_rate(seconds=1.5):
     return 2 * args.length * D * F / ((1 - share) * times[0] + share * times[1]) / 1e9
 
 
-def collect(folder, ranks, threads):
+def collect(folder, ranks, threads, *arguments):
     work = folder + ".work"
     shutil.rmtree(work, ignore_errors=True)
     config = folder + ".yaml"
@@ -89,7 +92,7 @@ def collect(folder, ranks, threads):
         json.dump({"model": folder, "work": work, "calibration": {"files": [os.path.join(folder, "ids.npy")], "sequences": args.sequences,
                                                                   "length": args.length},
                    "device": {"dtype": args.dtype, "threads": threads}}, out)
-    done = subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config], env=environment, capture_output=True, text=True)
+    done = subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config, *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     run = json.load(open(os.path.join(work, "run.json")))
@@ -100,6 +103,21 @@ with tempfile.TemporaryDirectory() as parent:
     folder = os.path.join(parent, "model")
     os.mkdir(folder)
     make_checkpoint(folder)
+    if args.each:
+        recipes = {"none": ["method=f-prune"], "output_sum": ["method=hc-smoe"], "token_output_gram": ["method=o-prune"],
+                   "output_cka": ["method=dek"], "weight_gram": ["feature=weight"], "weight_cka": ["feature=weight_cka"], "all": ["--all"]}
+        rates = {name: [] for name in recipes}
+        for _ in range(args.repeats):
+            for name, (setting,) in recipes.items():
+                arguments = [setting] if setting == "--all" else ["--set", f"compression.{setting}"]
+                rates[name].append(collect(folder, 1, 2, *arguments)[0])
+        print(f"D={D} E={E} F={F} {args.dtype}, {L} layers, {args.sequences} x {args.length} tokens, 2 threads, medians of {args.repeats}")
+        without = statistics.median(rates["none"])
+        for name, found in rates.items():
+            rate = statistics.median(found)
+            layer_ms = 1e3 * args.sequences * args.length * (1 / rate - 1 / without) / L
+            print(f"{name:18}{rate:9.0f} tokens/s" + ("" if name == "none" else f"   {layer_ms:8.0f} ms a layer more"))
+        raise SystemExit
     rows = []
     for _ in range(args.repeats):
         before = product_rate()

@@ -110,5 +110,35 @@ TEST(Cut, RefusesWhatCannotBe) {
   EXPECT_THROW(cut_tree({{0, 9, 1, 2}}, 2, 1), Error);
 }
 
+TEST(FuzzyCmeans, HandWorkedExample) {
+  // One round from the centres 0 and 4, on 1: 1/1 against 1/9. Symmetric points keep symmetric centres.
+  const std::vector<double> line = {0, 1, 3, 4};
+  const auto memberships = fuzzy_cmeans(line, 4, 1, {0, 3}, Metric::euclidean);
+  ASSERT_EQ(memberships.size(), 2u);
+  std::vector<double> centres;
+  for (const auto& of_cluster : memberships) {
+    double sum = 0, weighted = 0;
+    for (size_t r = 0; r < 4; r++) sum += of_cluster[r] * of_cluster[r], weighted += of_cluster[r] * of_cluster[r] * line[r];
+    centres.push_back(weighted / sum);
+  }
+  EXPECT_NEAR(centres[0] + centres[1], 4, 1e-7);
+  for (size_t r = 0; r < 4; r++) {
+    EXPECT_NEAR(memberships[0][r] + memberships[1][r], 1, 1e-15);
+    const double near = std::pow(line[r] - centres[0], -2), far = std::pow(line[r] - centres[1], -2);
+    EXPECT_NEAR(memberships[0][r], near / (near + far), 1e-6);  // a fixed point of both rules
+  }
+}
+
+TEST(FuzzyCmeans, RowsOnCentres) {
+  // Two equal rows on two centres share both; the other has its own.
+  const std::vector<double> rows = {5, 5, 8};
+  EXPECT_EQ(fuzzy_cmeans(rows, 3, 1, {0, 1, 2}, Metric::euclidean),
+            (std::vector<std::vector<double>>{{.5, .5, 0}, {.5, .5, 0}, {0, 0, 1}}));
+  EXPECT_THROW(fuzzy_cmeans(rows, 3, 1, {}, Metric::euclidean), Error);
+  EXPECT_THROW(fuzzy_cmeans(rows, 3, 1, {0, 1, 2, 0}, Metric::euclidean), Error);
+  const std::vector<double> bad = {5, std::nan(""), 8};
+  EXPECT_THROW(fuzzy_cmeans(bad, 3, 1, {0}, Metric::euclidean), Error);
+}
+
 }  // namespace
 }  // namespace hcsmoe

@@ -57,6 +57,11 @@ TEST(CommandLineTest, EveryCommand) {
   }
 }
 
+TEST(CommandLineTest, CollectAll) {
+  EXPECT_TRUE(read({"collect", "config.yaml", "--all"}).line.all);
+  EXPECT_FALSE(read({"collect", "config.yaml"}).line.all);
+}
+
 TEST(CommandLineTest, OptionsStandAnywhere) {
   const Outcome outcome =
       read({"--set", "calibration.files=[a.txt, b.txt]", "apply", "--plan", "p.json", "config.yaml", "--set=a.b=[c]", "--set", "d=-1"});
@@ -98,6 +103,8 @@ TEST(CommandLineTest, Mistakes) {
   expect_refused({"config.yaml", "--set"}, "--set");
   expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the commands 'apply' and 'evaluate'");
   expect_refused({"apply", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'apply' takes one --plan");
+  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the command 'apply'");
+  expect_refused({"run", "config.yaml", "--all"}, "--all belongs to the command 'collect'");
 }
 
 TEST(CommandLineTest, OneRankSpeaks) {

@@ -278,8 +278,11 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   const auto set = [&](const std::string& override) { return message(smallest, Command::run, {override}); };
   expect_has(message(smallest + "  linkage: averge\n"),
              {"config.yaml:7: compression.linkage: 'averge' is not allowed; allowed: single, complete, average, ward"});
-  expect_has(set("compression.method=dek"), {"compression.method: 'dek' is not allowed; allowed: hc-smoe, kmeans, m-smoe"});
-  expect_has(set("compression.feature=outputs"), {"compression.feature: ", "allowed: expert_output, router_logits"});
+  expect_has(set("compression.method=dec"), {"compression.method: 'dec' is not allowed; allowed: hc-smoe, kmeans, fuzzy-cmeans, m-smoe"});
+  expect_has(set("compression.feature=outputs"),
+             {"compression.feature: ", "allowed: expert_output, expert_output_tokens, router_logits, weight, cka, weight_cka"});
+  expect_has(set("compression.candidates=0"), {"compression.candidates: ", "from 1 to 10000000"});
+  expect_has(set("calibration.sample=1"), {"calibration.sample: ", "from 2 to 1048576"});
   expect_has(set("compression.metric=Euclidean"), {"compression.metric: ", "allowed: euclidean, cosine"});
   expect_has(set("compression.merge=ties"),
              {"compression.merge: ", "allowed: frequency, average, dominant, frequency-aligned, average-aligned, fix-dominant, zipit"});
@@ -297,6 +300,13 @@ TEST_F(ConfigTest, EveryMethodIsRead) {
   EXPECT_EQ(kmeans.compression.init, Init::random);
   EXPECT_EQ(kmeans.compression.protect, (Protect{{}, 2}));
   EXPECT_EQ(read(smallest + "  feature: router_logits\n").compression.feature, Feature::router_logits);
+  // What a method takes where a key is not given.
+  const Recipe dek = read(smallest + "  method: dek\n").compression;
+  EXPECT_EQ(dek.feature, Feature::cka);
+  EXPECT_EQ(dek.merge, Merge::average);
+  EXPECT_EQ(dek.router, RouterMerge::average);
+  EXPECT_EQ(read(smallest + "  method: dek\n  merge: frequency\n").compression.merge, Merge::frequency);
+  EXPECT_EQ(read(smallest + "  method: o-prune\n  candidates: 7\n").compression.candidates, 7);
   // A key of another method is taken back by null.
   const std::string ward = smallest + "  linkage: ward\n  metric: cosine\n  merge: average\n";
   const std::vector<std::string> back = {"compression.method=reap", "compression.linkage=null", "compression.metric=null"};
@@ -309,6 +319,16 @@ TEST_F(ConfigTest, KeysThatTheMethodDoesNotUse) {
              {"--set compression.linkage=ward: compression.linkage: method kmeans does not use it; methods that do: hc-smoe", "null"});
   expect_has(set({"compression.method=reap", "compression.metric=cosine"}),
              {"compression.metric: method reap does not use it; methods that do: hc-smoe, kmeans"});
+  expect_has(set({"compression.candidates=7"}), {"compression.candidates: method hc-smoe does not use it; methods that do: o-prune"});
+  expect_has(set({"compression.method=fuzzy-cmeans", "compression.merge=frequency"}),
+             {"compression.merge: method fuzzy-cmeans does not use it; methods that do: hc-smoe, kmeans, m-smoe, dek"});
+  expect_has(set({"compression.method=fuzzy-cmeans", "compression.router=average"}), {"compression.router: method fuzzy-cmeans does not"});
+  expect_has(set({"compression.method=dek", "compression.feature=weight"}),
+             {"compression.feature: method dek cannot use weight; features for dek: cka, weight_cka; methods for weight: hc-smoe"});
+  expect_has(set({"compression.method=kmeans", "compression.feature=cka"}),
+             {"compression.feature: method kmeans cannot use cka; features for kmeans: expert_output; methods for cka: hc-smoe, dek"});
+  expect_has(set({"compression.feature=cka", "compression.metric=cosine"}),
+             {"compression.metric: the feature cka is a similarity of its own, which no metric applies to"});
   expect_has(set({"compression.method=m-smoe", "compression.feature=router_logits"}),
              {"compression.feature: method m-smoe does not use it"});
   expect_has(set({"compression.init=random"}), {"compression.init: method hc-smoe does not use it; methods that do: kmeans"});

@@ -53,10 +53,42 @@ std::string error_after(const std::function<void(ordered_json&)>& edit_layer) {
 
 #define EXPECT_HAS(text, part) EXPECT_NE(std::string(text).find(part), std::string::npos) << (text)
 
+/// Two clusters that share experts.
+Plan soft_example() {
+  Plan plan = example();
+  plan.recipe.method = "fuzzy-cmeans";
+  for (LayerPlan& layer : plan.layers) {
+    layer.soft = true;
+    layer.clusters = {{{0, 1, 4}, {0.1, 0.2, 0.7}, {0.1, 0.2, 0.7}, 4}, {{0, 2}, {0.25, 0.75}, {0.25, 0.75}, 2}};
+    layer.tree.clear();
+  }
+  return plan;
+}
+
+TEST(PlanJson, SoftPlans) {
+  const Plan plan = soft_example();
+  const Plan back = plan_from_json(plan_to_json(plan), "plan.json");
+  EXPECT_EQ(back.layers, plan.layers);
+  EXPECT_EQ(layer_plan_from_json(layer_plan_to_json(plan.layers[0]), "a layer"), plan.layers[0]);
+  EXPECT_EQ(plan_to_json(example()).find("soft"), std::string::npos);
+  const auto error_after_edit = [&](const std::function<void(ordered_json&)>& edit) {
+    ordered_json json = ordered_json::parse(plan_to_json(plan));
+    edit(json["layers"][0]);
+    return error_of(json.dump());
+  };
+  EXPECT_HAS(error_after_edit([](auto& layer) { layer.erase("soft"); }), "layer 3, cluster 1: expert 0 is also in cluster 0");
+  EXPECT_HAS(error_after_edit([](auto& layer) { layer["soft"] = false; }), "expert 0 is also in cluster 0");
+  EXPECT_HAS(error_after_edit([](auto& layer) { layer["soft"] = 1; }), "\"soft\" must be true or false, found 1");
+  EXPECT_HAS(error_after_edit([](auto& layer) { layer["dropped"] = {3, 4}; }), "\"dropped\": expert 4 is also in cluster 0");
+  EXPECT_HAS(error_after_edit([](auto& layer) { layer["dropped"] = ordered_json::array(); }), "expert 3 is in no cluster");
+  EXPECT_HAS(error_after_edit([](auto& layer) { layer["clusters"][0]["members"] = {1, 2, 4}; }), "ordered by their smallest member");
+  EXPECT_HAS(error_after_edit([](auto& layer) { layer["clusters"][0]["weights"] = {0.1, 0.2, 0.6}; }), "sum to 0.9, not to 1");
+}
+
 TEST(PlanJson, IsReadable) {
   const std::string expected = R"({
   "format": "hcsmoe-plan/1",
-  "recipe": {"method": "hc-smoe", "experts": 2, "feature": "expert_output", "metric": "cosine", "linkage": "ward", "merge": "frequency", "router": "frequency", "reconstruction": "none", "init": "farthest", "seed": 42, "max_cluster_size": 0, "protect": []},
+  "recipe": {"method": "hc-smoe", "experts": 2, "feature": "expert_output", "metric": "cosine", "linkage": "ward", "merge": "frequency", "router": "frequency", "reconstruction": "none", "init": "farthest", "seed": 42, "max_cluster_size": 0, "candidates": 10000, "protect": []},
   "origin": {"checkpoint": "0123abcd", "calibration": "ffee", "dtype": "float32"},
   "layers": [
     {
@@ -263,7 +295,7 @@ TEST(MalformedPlan, RecipeAndOrigin) {
   };
   EXPECT_HAS(with("recipe", "linkage", "wards"), "plan.json: \"recipe\": \"linkage\": ");
   EXPECT_HAS(with("recipe", "linkage", "wards"), "single, complete, average, ward");
-  EXPECT_HAS(with("recipe", "method", "k-means"), "\"method\": 'k-means' is not allowed; allowed: hc-smoe, kmeans, m-smoe");
+  EXPECT_HAS(with("recipe", "method", "k-means"), "\"method\": 'k-means' is not allowed; allowed: hc-smoe, kmeans, fuzzy-cmeans, m-smoe");
   EXPECT_HAS(with("recipe", "experts", 0), "\"experts\" must be a whole number from 1");
   EXPECT_HAS(with("recipe", "experts", 1.5), "as a share must be above 0 and at most 1, found 1.5");
   EXPECT_HAS(with("recipe", "metrics", "cosine"), "unknown key \"metrics\"; did you mean \"metric\"?");

@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t experts = 5, hidden = 7, tokens = 1000;
+constexpr int64_t experts = 5, hidden = 7, tokens = 1000, sample = 3, pairs = experts * (experts + 1) / 2;
 const StatisticsOrigin origin{"0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210", "bfloat16"};
 
 at::Tensor values(std::vector<int64_t> shape, double step) {
@@ -39,6 +39,12 @@ ExpertStatistics example() {
   statistics.weighted_output_norm_sum = values({experts}, 0.7);
   statistics.router_logit_sum = values({experts}, -0.3);
   statistics.router_logit_gram = values({experts, experts}, 0.9);
+  statistics.sample_input = values({sample, hidden}, 0.3).to(at::kFloat);
+  statistics.sample_logits = values({sample, experts}, 0.2).to(at::kFloat);
+  statistics.token_output_gram = values({sample, pairs}, 1e20).to(at::kFloat);
+  statistics.output_cka = values({experts, experts}, 0.01);
+  statistics.weight_gram = values({experts, experts}, 1e3);
+  statistics.weight_cka = values({experts, experts}, 0.02);
   return statistics;
 }
 
@@ -61,6 +67,12 @@ void expect_equal(const ExpertStatistics& a, const ExpertStatistics& b) {
   expect_equal(a.weighted_output_norm_sum, b.weighted_output_norm_sum);
   expect_equal(a.router_logit_sum, b.router_logit_sum);
   expect_equal(a.router_logit_gram, b.router_logit_gram);
+  expect_equal(a.sample_input, b.sample_input);
+  expect_equal(a.sample_logits, b.sample_logits);
+  expect_equal(a.token_output_gram, b.token_output_gram);
+  expect_equal(a.output_cka, b.output_cka);
+  expect_equal(a.weight_gram, b.weight_gram);
+  expect_equal(a.weight_cka, b.weight_cka);
 }
 
 std::string error_of(const std::function<void()>& work) {
@@ -114,6 +126,8 @@ TEST(StatisticsFile, WhatWasNotCollectedStaysUndefined) {
   ExpertStatistics some = example();
   some.routed_output_norm_sum = at::Tensor();
   some.router_logit_gram = at::Tensor();
+  some.token_output_gram = at::Tensor();
+  some.weight_cka = at::Tensor();
   save_statistics(file, some, origin);
   expect_equal(load_statistics(file), some);
   ExpertStatistics none;
@@ -130,9 +144,22 @@ TEST(StatisticsFile, StridedTensors) {
   expect_equal(load_statistics(folder / "a.h5"), statistics);
 }
 
+TEST(StatisticSets, KnowWhatIsThere) {
+  EXPECT_EQ(collected(example()), StatisticSet::all());
+  ExpertStatistics some = example();
+  some.sample_logits = some.output_sum = some.weight_gram = at::Tensor();  // token_output_gram is of no use without the logits
+  EXPECT_EQ(collected(some), (StatisticSet{Statistic::sample_input, Statistic::output_cka, Statistic::weight_cka}));
+  EXPECT_EQ(StatisticSet::all().without(collected(some)).names(), "output_sum, token_output_gram, weight_gram");
+  EXPECT_TRUE(collected(ExpertStatistics()).empty());
+  EXPECT_EQ(StatisticSet::of_bits(collected(some).bits()), collected(some));
+}
+
 TEST(StatisticsFile, SaveRefusesWhatDoesNotFit) {
   TemporaryFolder folder;
   ExpertStatistics statistics = example();
+  statistics.token_output_gram = values({sample + 1, pairs}, 1).to(at::kFloat);  // of another sample than sample_input
+  EXPECT_THROW(save_statistics(folder / "a.h5", statistics, origin), Error);
+  statistics = example();
   statistics.output_sum = values({experts + 1, hidden}, 1);
   EXPECT_THROW(save_statistics(folder / "a.h5", statistics, origin), Error);
   statistics = example();
@@ -150,6 +177,10 @@ TEST(StatisticsFile, ImpossibleValuesAreRefused) {
     save_statistics(file, statistics, origin);
     expect_refused(file, "output_sum: value 17 is not finite");
   }
+  ExpertStatistics infinite = example();
+  infinite.sample_logits.index_put_({at::full({1}, 1, at::kLong), at::full({1}, 2, at::kLong)}, at::full({1}, HUGE_VAL, at::kFloat));
+  save_statistics(file, infinite, origin);
+  expect_refused(file, "sample_logits: value 7 is not finite");
   for (const int64_t bad : {int64_t{-1}, tokens + 1, std::numeric_limits<int64_t>::max()}) {
     ExpertStatistics statistics = example();
     statistics.routed_count.index_put_({at::full({1}, 4, at::kLong)}, at::full({1}, bad, at::kLong));
@@ -171,6 +202,10 @@ TEST(StatisticsFile, ShapesThatDoNotFitAreRefused) {
   expect_refused(file, "expected F64 [5, hidden size]");
   write_raw(file, experts, "router_logit_gram", "F64", {experts, hidden}, 8 * experts * hidden);
   expect_refused(file, "router_logit_gram is F64 [5, 7], expected F64 [5, 5]");
+  write_raw(file, experts, "token_output_gram", "F32", {sample, pairs + 1}, 4 * sample * (pairs + 1));
+  expect_refused(file, "token_output_gram is F32 [3, 16], expected F32 [sampled tokens, 15]");
+  write_raw(file, experts, "sample_input", "F64", {sample, hidden}, 8 * sample * hidden);
+  expect_refused(file, "sample_input is F64 [3, 7], expected F32 [sampled tokens, hidden size]");
   write_raw(file, 0, "routed_count", "I64", {0}, 0);
   expect_refused(file, "experts 0");
   write_raw(file, experts, "of_a_later_version", "F64", {3}, 24);
