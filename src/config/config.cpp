@@ -186,6 +186,12 @@ void check_method_keys(const Section& section, const Recipe& recipe) {
   check("max_cluster_size", [](const Method& m) { return m.max_cluster_size; });
   check("candidates", [](const Method& m) { return m.candidates; });
   for (const char* key : {"merge", "router"}) check(key, [](const Method& m) { return m.merge_and_router; });
+  if (!method.merge_and_router && recipe.reconstruction != Reconstruction::none) {
+    throw section.error(*section.find("reconstruction"), "reconstruction",
+                        "method " + method.name + " puts an expert in several clusters, which " + to_string(recipe.reconstruction) +
+                            " cannot fit; reconstructions for " + method.name + ": none",
+                        "leave it out, or set it to null");
+  }
   const auto takes = [&](const Method& m) { return std::find(m.features.begin(), m.features.end(), recipe.feature) != m.features.end(); };
   if (section.find("feature") && !takes(method)) {
     std::string allowed;

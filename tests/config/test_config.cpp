@@ -323,6 +323,8 @@ TEST_F(ConfigTest, KeysThatTheMethodDoesNotUse) {
   expect_has(set({"compression.method=fuzzy-cmeans", "compression.merge=frequency"}),
              {"compression.merge: method fuzzy-cmeans does not use it; methods that do: hc-smoe, kmeans, m-smoe, dek"});
   expect_has(set({"compression.method=fuzzy-cmeans", "compression.router=average"}), {"compression.router: method fuzzy-cmeans does not"});
+  expect_has(set({"compression.method=fuzzy-cmeans", "compression.reconstruction=full"}),
+             {"compression.reconstruction: method fuzzy-cmeans puts an expert in several clusters, which full cannot fit", "none"});
   expect_has(set({"compression.method=dek", "compression.feature=weight"}),
              {"compression.feature: method dek cannot use weight; features for dek: cka, weight_cka; methods for weight: hc-smoe"});
   expect_has(set({"compression.method=kmeans", "compression.feature=cka"}),

@@ -10,17 +10,25 @@ from checkpoints import DEMO_MODEL
 from conftest import digests, run_job
 
 KEPT = 6
-PRUNING = ["f-prune", "s-prune", "reap", "ean", "random"]
+PRUNING = ["f-prune", "s-prune", "o-prune", "reap", "ean", "random"]
 VARIANTS = {
     "hc-smoe": [],
     "hc-smoe-logits": ["method=hc-smoe", "feature=router_logits", "metric=cosine", "linkage=complete"],
+    "hc-smoe-tokens": ["feature=expert_output_tokens"],
+    "hc-smoe-weights": ["feature=weight", "metric=cosine", "linkage=ward"],
+    "hc-smoe-cka": ["feature=cka", "linkage=complete"],
     "hc-smoe-capped": ["method=hc-smoe", "max_cluster_size=4", "linkage=ward"],
     "hc-smoe-protected": ["method=hc-smoe", "protect.top=2"],
     "kmeans": ["method=kmeans"],
     "kmeans-random": ["method=kmeans", "init=random", "seed=7", "metric=cosine"],
+    "fuzzy-cmeans": ["method=fuzzy-cmeans"],
+    "fuzzy-cmeans-protected": ["method=fuzzy-cmeans", "metric=cosine", "protect=[5]"],
     "m-smoe": ["method=m-smoe"],
+    "dek": ["method=dek"],
+    "dek-weights": ["method=dek", "feature=weight_cka", "max_cluster_size=4", "merge=frequency"],
     **{method: [f"method={method}"] for method in PRUNING},
     "reap-protected": ["method=reap", "protect=[3, 9]"],
+    "o-prune-protected": ["method=o-prune", "protect=[3, 9]"],
 }  # fmt: skip
 
 
@@ -37,7 +45,7 @@ def collected(tmp_path_factory):
         "compression": {"experts": KEPT},
         "device": {"dtype": "float32"},
     }
-    run_job(folder, 1, config, "collect")
+    run_job(folder, 1, config, "collect", arguments=["--all"])
     return config, folder / "work"
 
 
@@ -63,9 +71,12 @@ def test_plan_and_apply(collected, tmp_path, variant):
     assert all(len(layer["clusters"]) == KEPT for layer in plan["layers"])
     dropped = [len(layer["dropped"]) for layer in plan["layers"]]
     assert dropped == [16 - KEPT if recipe["method"] in PRUNING else 0] * len(dropped)
-    if variant == "hc-smoe-capped":
+    assert all(layer.get("soft", False) == (recipe["method"] == "fuzzy-cmeans") for layer in plan["layers"])
+    if variant in ("dek", "dek-weights"):
+        assert (recipe["merge"], recipe["router"]) == ("frequency" if variant == "dek-weights" else "average", "average")
+    if variant in ("hc-smoe-capped", "dek-weights"):
         assert all(len(cluster["members"]) <= 4 for layer in plan["layers"] for cluster in layer["clusters"])
-    if variant == "reap-protected":
+    if variant in ("reap-protected", "o-prune-protected"):
         assert all({3, 9} <= {cluster["dominant"] for cluster in layer["clusters"]} for layer in plan["layers"])
 
     original, found = reference.read_tensors(DEMO_MODEL), reference.read_tensors(tmp_path / "output")
@@ -94,6 +105,10 @@ def check_copies(original, found, plan):
     "sets, words",
     [
         (["method=kmeans", "feature=router_logits"], ["kmeans cannot use router_logits", "expert_output"]),
+        (["method=kmeans", "feature=cka"], ["kmeans cannot use cka", "expert_output"]),
+        (["method=dek", "metric=cosine"], ["method dek does not use it", "hc-smoe"]),
+        (["method=fuzzy-cmeans", "merge=average"], ["method fuzzy-cmeans does not use it"]),
+        (["method=o-prune", "protect.top=7"], ["6 experts are to be kept, and 7 are protected"]),
         (["method=reap", "linkage=ward"], ["method reap does not use it", "hc-smoe"]),
         (["max_cluster_size=2"], ["16 experts do not fit in 6 clusters of at most 2", "3 or more"]),
         (["method=f-prune", "protect.top=7"], ["6 experts are to be kept, and 7 are protected"]),

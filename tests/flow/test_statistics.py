@@ -93,7 +93,7 @@ def test_what_was_there_stays(golden, tmp_path):
     run_job(tmp_path, 1, job, "collect")
     refused = run_job(tmp_path, 1, job, "plan", sets=["compression.method=dek"], expect=2)
     text = refused.stdout + refused.stderr
-    assert "have no output_cka, which dek needs" in text and "hcsmoe_dist collect CONFIG" in text and "--all" in text
+    assert "have no output_cka, which method dek with merge average needs" in text and "hcsmoe_dist collect CONFIG" in text and "--all" in text
     again = run_job(tmp_path, 1, job, "collect", sets=["compression.method=dek"])
     assert "have no output_cka" in again.stdout + again.stderr
     assert there(work) == {"output_sum", "sample_input", "output_cka"}

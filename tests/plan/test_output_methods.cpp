@@ -126,7 +126,8 @@ TEST(OPrune, Refusals) {
   EXPECT_HAS(error(three_experts(), 1, best(2)), "layer 3: 1 experts are to be kept, but a token goes to the best 2");
   ExpertStatistics statistics = three_experts();
   statistics.token_output_gram = at::Tensor();
-  EXPECT_HAS(error(statistics, 2, best(1)), "the statistics of layer 3 have no token_output_gram, which o-prune needs");
+  EXPECT_HAS(error(statistics, 2, best(1)),
+             "the statistics of layer 3 have no token_output_gram, which method o-prune with merge frequency needs");
   EXPECT_HAS(error(statistics, 2, best(1)), "hcsmoe_dist collect CONFIG --all");
   statistics = three_experts();
   statistics.sample_logits = floats({0, 0, 0, 0, 0, HUGE_VAL}, {2, 3});
@@ -159,9 +160,9 @@ TEST(Dek, TheMostSimilarPairUnitesItsGroups) {
 TEST(Dek, Refusals) {
   Recipe recipe = default_recipe("dek");
   recipe.experts.count = 1;
-  EXPECT_HAS(error_of(statistics_with_counts({1, 2}), recipe), "have no output_cka, which dek needs");
+  EXPECT_HAS(error_of(statistics_with_counts({1, 2}), recipe), "have no output_cka, which method dek with merge average needs");
   recipe.feature = Feature::weight_cka;
-  EXPECT_HAS(error_of(with_cka({1, 0, 0, 1}), recipe), "have no weight_cka, which dek needs");
+  EXPECT_HAS(error_of(with_cka({1, 0, 0, 1}), recipe), "have no weight_cka, which method dek with merge average needs");
   recipe.feature = Feature::router_logits;
   EXPECT_HAS(error_of(with_cka({1, 0, 0, 1}), recipe), "dek cannot use the feature router_logits");
 }
