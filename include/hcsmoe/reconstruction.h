@@ -44,6 +44,7 @@ struct ReconstructionStep {
   std::string what;  // "router: members", "down projections", ...
   double error = 0;  // held-out |Y - block|^2 / |Y|^2 after it, as it would be if it were kept
   bool kept = false;
+  double seconds = 0;
 };
 struct ReconstructionReport {
   int64_t layer = 0;
@@ -57,8 +58,7 @@ struct ReconstructionTask {
   const LayerPlan& plan;
   const RoutingRule& routing;
   at::Tensor router;     // [E, D]: the original's
-  bool members = false;  // router rows to the members' logits (compression.router: fitted)
-  Reconstruction what = Reconstruction::none;
+  const Recipe& recipe;  // its router (fitted), reconstruction and rounds
 };
 
 /// Fits `block` (merged or pruned experts, K router rows, in the checkpoint's types) and rounds the result to those types. The same on

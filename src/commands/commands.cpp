@@ -2,38 +2,15 @@
 
 #include "commands/background.h"
 #include "commands/job.h"
+#include "commands/shard_maker.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/merging.h"
-#include "hcsmoe/shards.h"
 #include "support/files.h"
 
 namespace hcsmoe {
 namespace {
 
 std::filesystem::path plan_file(const Config& config) { return config.work / "plan.json"; }
-
-/// What decides a shard: the checkpoint and the layer's clusters, not the tree they were cut from; of a merge that aligns also the merge
-/// and the tokens that it compares units on.
-ShardOrigin shard_origin(const Job& job, const LayerPlan& layer, Merge merge, const at::Tensor& sample_input) {
-  std::string clusters = plan_fingerprint({{}, {}, {layer}});
-  if (aligns(merge) && sample_input.defined()) {
-    const at::Tensor sample = sample_input.contiguous();
-    Hasher hasher;
-    hasher.add({static_cast<const std::byte*>(sample.const_data_ptr()), sample.nbytes()});
-    clusters += " " + to_string(merge) + " " + hasher.hex();
-  }
-  return {job.summary.origin.checkpoint, clusters};
-}
-
-bool shard_is_valid(const Job& job, int64_t layer, const ShardOrigin& origin) {
-  const auto file = shard_file(job.config.work, layer);
-  if (!std::filesystem::exists(file)) return false;
-  try {
-    return ShardReader(file).origin() == origin;
-  } catch (const UserError&) {
-    return false;  // half of something: written anew
-  }
-}
 
 }  // namespace
 
@@ -113,44 +90,7 @@ void check_exportable(const Job& job, const Recipe& recipe) {
         "compression.router: alias keeps a router row for every original expert; a checkpoint that stock software loads has one "
         "row an expert",
         "measure it with `hcsmoe_dist evaluate CONFIG --plan PLAN`, or choose another router: frequency, average, "
-        "representative");
-  });
-}
-
-void write_shard(const Job& job, const LayerPlan& layer, const LayerUnits& units, const ShardOrigin& origin) {
-  ShardWriter writer(shard_file(job.config.work, layer.layer), layer.layer, origin);
-  merge_layer(
-      job.checkpoint, job.model, layer,
-      [&](const std::string& name, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
-        writer.write(name, dtype, shape, bytes);
-      },
-      units);
-  writer.finish();
-  for (const std::string& name : moe_tensor_names(job.model, layer.layer, job.model.experts)) job.checkpoint.done_with(name);
-}
-
-void write_shards(Job& job, const Plan& plan) {
-  const Merge merge = plan.recipe.merge;
-  job.summary.stage("merge", [&] {
-    Progress progress(job.log, "merge", static_cast<int64_t>(plan.layers.size()), "layers");
-    job.ranks.on_all([&] { make_folder(job.config.work / "shards"); });
-    Background background;  // a layer is merged while all ranks align the next
-    for (const LayerPlan& layer : plan.layers) {
-      const at::Tensor sample = aligns(merge) ? sampled_input(job, layer.layer, merge) : at::Tensor();
-      const ShardOrigin origin = shard_origin(job, layer, merge, sample);
-      const bool mine = job.ranks.owner_of(layer.layer) == job.ranks.rank();
-      bool missing = false;
-      job.ranks.on_all([&] { missing = mine && !shard_is_valid(job, layer.layer, origin); });
-      if (job.ranks.all_reduce_max(missing) != 0) {
-        const LayerUnits units = align_layer(job.checkpoint, job.model, layer, merge, sample, job.ranks);
-        job.ranks.on_all([&] {
-          if (missing) background.submit([&job, &layer, units, origin] { write_shard(job, layer, units, origin); });
-          background.check();
-        });
-      }
-      progress.step();
-    }
-    job.ranks.on_all([&] { background.wait(); });
+        "representative, fitted");
   });
 }
 
@@ -164,39 +104,41 @@ void run(Job& job) {
   job.summary.recipe = job.config.compression;
   const at::Tensor ids = prepare_calibration(job, compute);
   const auto wanted = statistics_to_collect(job, statistics_needed(job.config.compression));
+  std::optional<Plan> plan;
   if (!wanted) {
-    job.log.info("the statistics in " + job.config.work.string() + " are valid: no calibration pass");
-    write_shards(job, plan_from_statistics(job));
+    job.log.info("the statistics in " + job.config.work.string() + " are valid and not collected again");
+    plan = plan_from_statistics(job);
+  }
+  if (plan && (!needs_tokens(plan->recipe) || shards_are_valid(job, *plan))) {
+    write_shards(job, *plan);
   } else {
     // Each layer is planned as soon as its statistics are known, and merged by its owner while the next layers run.
-    Plan plan{job.config.compression, job.summary.origin, {}};
-    job.ranks.on_all([&] {
-      make_folder(job.config.work / "statistics");
-      make_folder(job.config.work / "shards");
-    });
+    Plan made{job.config.compression, job.summary.origin, {}};
     Background background;
-    sweep(job, compute, ids, *wanted, [&](const ExpertStatistics& statistics) {
-      std::string text;
-      job.ranks.on_root([&] {
-        plan.layers.push_back(plan_layer(statistics, plan.recipe, job.model.routing));
-        text = layer_plan_to_json(plan.layers.back());
-        background.submit(
-            [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
-      });
-      job.ranks.broadcast(text, 0);
+    ShardMaker shards(job, compute, made.recipe, background);
+    job.ranks.on_all([&] { make_folder(job.config.work / "statistics"); });
+    sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
       LayerPlan layer;
-      job.ranks.on_all([&] { layer = layer_plan_from_json(text, "the layer plan of rank 0"); });
-      const LayerUnits units = align_layer(job.checkpoint, job.model, layer, plan.recipe.merge, statistics.sample_input, job.ranks);
-      job.ranks.on_all([&] {
-        if (job.ranks.owner_of(layer.layer) == job.ranks.rank()) {
-          const ShardOrigin origin = shard_origin(job, layer, plan.recipe.merge, statistics.sample_input);
-          background.submit([&job, layer, units, origin] { write_shard(job, layer, units, origin); });
-        }
-        background.check();
-      });
+      at::Tensor sample = pass.statistics.sample_input;
+      if (plan) {
+        layer = plan->layers[static_cast<size_t>(pass.moe_layer)];
+        if (aligns(plan->recipe.merge)) sample = sampled_input(job, layer.layer, plan->recipe.merge);
+      } else {
+        std::string text;
+        job.ranks.on_root([&] {
+          made.layers.push_back(plan_layer(pass.statistics, made.recipe, job.model.routing));
+          text = layer_plan_to_json(made.layers.back());
+          background.submit([&job, statistics = pass.statistics] {
+            save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
+          });
+        });
+        job.ranks.broadcast(text, 0);
+        job.ranks.on_all([&] { layer = layer_plan_from_json(text, "the layer plan of rank 0"); });
+      }
+      shards.make(layer, sample, &pass);
     });
     job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
-    job.ranks.on_root([&] { save_plan(plan_file(job.config), plan); });
+    if (!plan) job.ranks.on_root([&] { save_plan(plan_file(job.config), made); });
   }
   write_output(job, job.experts_kept());
   evaluate_before_and_after(job, compute);
@@ -215,10 +157,11 @@ void collect(Job& job) {
   }
   job.ranks.on_root([&] { make_folder(job.config.work / "statistics"); });
   Background background;
-  sweep(job, compute, ids, *wanted, [&](const ExpertStatistics& statistics) {
+  sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
     job.ranks.on_root([&] {
-      background.submit(
-          [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
+      background.submit([&job, statistics = pass.statistics] {
+        save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
+      });
       background.check();
     });
   });
@@ -249,6 +192,30 @@ void plan(Job& job) {
   });
 }
 
+namespace {
+
+/// Shards of a plan that is fitted to the calibration tokens: one pass over them.
+void reconstruct_on_tokens(Job& job, const Compute& compute, const Plan& plan) {
+  describe(job, compute);
+  const at::Tensor ids = prepare_calibration(job, compute);
+  job.ranks.on_root([&] {
+    if (plan.origin.calibration.empty() || plan.origin.calibration == job.summary.origin.calibration) return;
+    throw UserError("the plan was made on other calibration text than " + job.config.source.string() + " names, and its recipe fits the " +
+                        "experts to calibration tokens",
+                    "name the same calibration text, or make the plan again: hcsmoe_dist plan CONFIG");
+  });
+  Background background;
+  ShardMaker shards(job, compute, plan.recipe, background);
+  sweep(job, compute, ids, std::nullopt, [&](const LayerPass& pass) {
+    const LayerPlan& layer = plan.layers[static_cast<size_t>(pass.moe_layer)];
+    const Merge merge = plan.recipe.merge;
+    shards.make(layer, aligns(merge) ? sampled_input(job, layer.layer, merge) : at::Tensor(), &pass);
+  });
+  job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
+}
+
+}  // namespace
+
 void apply(Job& job) {
   const Plan plan = read_plan(job, job.line.plans.empty() ? plan_file(job.config) : job.line.plans.front());
   check_exportable(job, plan.recipe);
@@ -259,7 +226,11 @@ void apply(Job& job) {
   job.summary.origin.calibration = plan.origin.calibration;
   job.summary.origin.dtype = plan.origin.dtype;
   const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
-  write_shards(job, plan);
+  if (!needs_tokens(plan.recipe) || shards_are_valid(job, plan)) {
+    write_shards(job, plan);
+  } else {
+    reconstruct_on_tokens(job, compute, plan);
+  }
   write_output(job, kept);
   evaluate_before_and_after(job, compute);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);

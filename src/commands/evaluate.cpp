@@ -92,6 +92,12 @@ void evaluate(Job& job) {
   std::vector<std::vector<LayerUnits>> units;
   for (const auto& file : job.line.plans) {
     plans.push_back(read_plan(job, file));
+    job.ranks.on_root([&] {
+      if (!needs_tokens(plans.back().recipe)) return;
+      throw UserError(file.string() + ": this plan fits the router or the experts to calibration tokens (compression.router: fitted, " +
+                          "compression.reconstruction), which `evaluate --plan` does not do",
+                      "make the checkpoint with `hcsmoe_dist apply`, and evaluate that");
+    });
     units.push_back(align_plan(job, plans.back()));
   }
   for (size_t p = 0; p < plans.size(); ++p) {

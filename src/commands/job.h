@@ -18,6 +18,7 @@
 #include "hcsmoe/merging.h"
 #include "hcsmoe/plan.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/reconstruction.h"
 #include "hcsmoe/shards.h"
 
 namespace hcsmoe {
@@ -48,8 +49,18 @@ at::Tensor prepare_calibration(Job&, const Compute&);
 /// Nothing if WORK holds valid statistics of this origin for every MoE layer, and with them all that are needed. Else what to collect: what
 /// is needed, and what WORK holds already.
 std::optional<StatisticSet> statistics_to_collect(const Job&, StatisticSet needed);
-/// One pass of all layers over the calibration ids. After each MoE layer, rank 0 holds its statistics: after_layer is called on every rank.
-void sweep(Job&, const Compute&, const at::Tensor& ids, StatisticSet, const std::function<void(const ExpertStatistics&)>& after_layer);
+/// A MoE layer of a sweep that has just run.
+struct LayerPass {
+  int64_t moe_layer = 0;               // its number among the MoE layers
+  const ExpertStatistics& statistics;  // on rank 0, if they are collected; sample_input on every rank
+  const LayerSweep& layers;            // block_input() and routed_output() are this layer's
+  const SequenceShare& share;          // of the calibration sequences, this rank's
+  const at::Tensor& ids;               // int32 [S, T], of all ranks
+};
+/// One pass of all layers over the calibration ids. after_layer is called on every rank after each MoE layer. Without a set no statistics
+/// are collected.
+void sweep(Job&, const Compute&, const at::Tensor& ids, const std::optional<StatisticSet>&,
+           const std::function<void(const LayerPass&)>& after_layer);
 
 /// Says what is worked on, and with what.
 void describe(const Job&, const Compute&);
@@ -63,11 +74,6 @@ Plan plan_from_statistics(Job&);
 at::Tensor sampled_input(const Job&, int64_t layer, Merge);
 /// align_layer of every layer of the plan, on the tokens sampled in WORK; empty where its merge does not align. On every rank.
 std::vector<LayerUnits> align_plan(const Job&, const Plan&);
-/// Merges layers that have no valid shard, each on its owner; where the merge aligns, all ranks align each layer first, on the tokens
-/// sampled in WORK/statistics.
-void write_shards(Job&, const Plan&);
-/// Merges one layer into WORK/shards. Not collective; uses no MPI: may run in the background.
-void write_shard(const Job&, const LayerPlan&, const LayerUnits&, const ShardOrigin&);
 /// Shards and untouched tensors to OUTPUT.
 void write_output(Job&, int64_t experts_kept);
 /// Where evaluation is configured: measures the original and the output together.

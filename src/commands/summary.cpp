@@ -82,6 +82,17 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
       json["experts_pass"] = {{"seconds", all.block_seconds}, {"gflops", all.block_operations / all.block_seconds / 1e9}};
       json["attention_seconds"] = all.attention_seconds;
     }
+    if (!s.reconstruction.empty()) {
+      json["reconstruction"] = ordered_json::array();
+      for (const ReconstructionReport& layer : s.reconstruction) {
+        ordered_json steps = ordered_json::array();
+        for (const ReconstructionStep& step : layer.steps) {
+          steps.push_back({{"step", step.what}, {"error", step.error}, {"kept", step.kept}, {"seconds", step.seconds}});
+        }
+        json["reconstruction"].push_back(
+            {{"layer", layer.layer}, {"start_error", layer.start_error}, {"error", layer.error}, {"steps", steps}});
+      }
+    }
     json["bytes"] = {{"model", s.model_bytes}};
     if (s.output_bytes > 0) json["bytes"]["output"] = s.output_bytes;
     json["peak_memory_bytes"] = peak;

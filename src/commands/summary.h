@@ -13,6 +13,7 @@
 #include "hcsmoe/log.h"
 #include "hcsmoe/plan.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/reconstruction.h"
 
 namespace hcsmoe {
 
@@ -31,6 +32,7 @@ struct Summary {
   std::string output;
   std::vector<std::string> left_out;
   std::vector<MeasuredModel> evaluation;
+  std::vector<ReconstructionReport> reconstruction;  // of each layer, where blocks were fitted
 
   /// Runs a stage and notes its time.
   template <class Work>

@@ -99,34 +99,41 @@ std::optional<StatisticSet> statistics_to_collect(const Job& job, StatisticSet n
   return StatisticSet::of_bits(static_cast<unsigned>(answer));
 }
 
-void sweep(Job& job, const Compute& compute, const at::Tensor& ids, StatisticSet wanted,
-           const std::function<void(const ExpertStatistics&)>& after_layer) {
-  const Share share = share_of(ids.size(0), job.ranks);
+void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::optional<StatisticSet>& wanted,
+           const std::function<void(const LayerPass&)>& after_layer) {
+  const SequenceShare share = deal_sequences(ids.size(0), ids.size(1), job.ranks);
   std::vector<at::Tensor> sequences;
   for (int64_t s = 0; s < share.number; ++s) sequences.push_back(ids[share.first + s]);
   job.summary.sweep_tokens = ids.numel();
   const auto start = std::chrono::steady_clock::now();
   job.summary.stage("sweep", [&] {
     LayerSweep layers(job.checkpoint, job.model, compute, std::move(sequences));
-    StatisticsAccumulator sums(job.model.experts, wanted.has(Statistic::output_sum) ? job.model.expert_intermediate : 0);
+    std::optional<StatisticsAccumulator> sums;
+    if (wanted) sums.emplace(job.model.experts, wanted->has(Statistic::output_sum) ? job.model.expert_intermediate : 0);
     const std::vector<int64_t> sampled = sampled_tokens(ids.numel(), job.config.calibration.sample);
-    const bool samples = wanted.without(of_samples) != wanted;
+    const bool samples = wanted && wanted->without(of_samples) != *wanted;
+    int64_t moe_layer = 0;
     Progress progress(job.log, "sweep", job.model.layers, "layers", "tokens");
     while (layers.next_layer() < job.model.layers) {
       const int64_t layer = layers.next_layer();
       if (!job.model.layer[static_cast<size_t>(layer)].moe) {
         layers.run_layer();
       } else {
-        sums.clear();
+        ExpertStatistics statistics;
+        statistics.layer = layer;
         layers.begin_layer();
-        ExpertStatistics of_tokens;
-        of_tokens.layer = layer;
-        if (samples) of_tokens.sample_input = gather_sample(layers.block_input(), share.first * ids.size(1), sampled, job.ranks);
-        collect_sample_statistics(of_tokens, wanted, job.checkpoint, job.model, compute, job.ranks);
-        collect_weight_statistics(of_tokens, wanted, job.checkpoint, job.model, job.ranks);
-        layers.finish_layer(&sums);
-        sums.all_reduce(job.ranks);
-        after_layer(finish_statistics(sums, std::move(of_tokens), job.checkpoint, job.model, job.ranks));
+        if (wanted) {
+          sums->clear();
+          if (samples) statistics.sample_input = gather_sample(layers.block_input(), share.groups.first_token, sampled, job.ranks);
+          collect_sample_statistics(statistics, *wanted, job.checkpoint, job.model, compute, job.ranks);
+          collect_weight_statistics(statistics, *wanted, job.checkpoint, job.model, job.ranks);
+          layers.finish_layer(&*sums);
+          sums->all_reduce(job.ranks);
+          statistics = finish_statistics(*sums, std::move(statistics), job.checkpoint, job.model, job.ranks);
+        } else {
+          layers.finish_layer();
+        }
+        after_layer({moe_layer++, statistics, layers, share, ids});
       }
       progress.step();
       progress.add_detail(static_cast<double>(ids.numel()) / static_cast<double>(job.model.layers));

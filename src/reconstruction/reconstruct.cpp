@@ -19,7 +19,6 @@
 namespace hcsmoe {
 namespace {
 
-constexpr int rounds = 3;                        // of router rows, then down projections
 constexpr double ridges[] = {1e-3, 1e-2, 1e-1};  // shares of the Gram matrix's mean diagonal
 constexpr int64_t most_output_tokens = 16384;    // on which every expert runs for the router's output error
 constexpr int gauss_newton_iterations = 2;
@@ -236,7 +235,8 @@ SparseBlock reconstruct(const BlockTokens& tokens, const ReconstructionTask& tas
   report.layer = task.plan.layer;
   report.start_error = fit.error;
   const at::Tensor original = task.router.to(at::kFloat).contiguous();
-  if (task.members) {
+  const Reconstruction what = task.recipe.reconstruction;
+  if (task.recipe.router == RouterMerge::fitted) {
     const RouterTokens router_tokens(tokens);
     const at::Tensor linear = rows_by_least_squares(router_tokens, original, task.plan, fit.rows, ranks);
     try_rows(fit, "router: least squares to the members", linear, report);
@@ -247,14 +247,14 @@ SparseBlock reconstruct(const BlockTokens& tokens, const ReconstructionTask& tas
     fit.fit_experts(iterations);
     report.steps.push_back({iterations > 0 ? "experts" : "down projections", fit.error, true});
   };
-  if (task.what == Reconstruction::full) fit_experts(0);
+  if (what == Reconstruction::full) fit_experts(0);
   std::vector<int64_t> all_tokens{tokens.input.size(0)};
   ranks.all_reduce_sum(all_tokens);
   const int64_t every = (all_tokens[0] + most_output_tokens - 1) / most_output_tokens;
-  for (int round = 0; round < rounds && task.what != Reconstruction::none; ++round) {
+  for (int round = 0; round < task.recipe.rounds && what != Reconstruction::none; ++round) {
     const TokenOutputs outputs = token_outputs(tokens, every, fit.experts, fit.down, compute);
     try_rows(fit, "router: output error", rows_by_output_error(outputs, task.routing, fit.rows, ranks), report);
-    if (task.what != Reconstruction::full) break;
+    if (what != Reconstruction::full) break;
     fit_experts(gauss_newton_iterations);
   }
   report.error = fit.error;

@@ -189,7 +189,8 @@ at::Tensor rows_by_output_error(const TokenOutputs& tokens, const RoutingRule& r
   double mean = 0, spread = 0;
   for (int64_t i = 0; i < K * D; ++i) mean += const_data<double>(rows)[i] / static_cast<double>(K * D);
   for (int64_t i = 0; i < K * D; ++i) spread += std::pow(const_data<double>(rows)[i] - mean, 2) / static_cast<double>(K * D);
-  const double first_step = adam_step * std::sqrt(spread);
+  const double first_step =
+      adam_step * std::sqrt(spread * static_cast<double>(K * D) / static_cast<double>(std::max<int64_t>(K * D - 1, 1)));
   std::vector<double> gradient(static_cast<size_t>(K * D)), first(gradient.size()), second(gradient.size());
   for (int step = 0; step < adam_steps; ++step) {
     const double done = static_cast<double>(step) / adam_steps;

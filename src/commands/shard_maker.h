@@ -1,0 +1,45 @@
+#pragma once
+// From the plans of layers to their shards.
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "commands/background.h"
+#include "commands/job.h"
+#include "hcsmoe/merging.h"
+#include "hcsmoe/shards.h"
+
+namespace hcsmoe {
+
+/// Makes the shards of a plan's layers, in their order, where WORK has no valid ones: units aligned by all ranks together, blocks fitted to
+/// the calibration tokens by all ranks together, and the owner of a layer writes in the background.
+class ShardMaker {
+ public:
+  ShardMaker(Job&, const Compute&, const Recipe&, Background&);
+  /// sample_input: of a recipe that aligns. pass: of a recipe that needs tokens; else it may be null. Collective.
+  void make(const LayerPlan&, const at::Tensor& sample_input, const LayerPass* pass);
+  /// Whether WORK holds the layer's shard; to be asked in the order of the layers. Collective.
+  bool is_valid(const LayerPlan&, const at::Tensor& sample_input);
+
+ private:
+  /// What the layer's shard is made from.
+  ShardOrigin origin_of(const LayerPlan&, const at::Tensor& sample_input);
+  SparseBlock reconstructed(const LayerPlan&, const LayerUnits&, const LayerPass&);
+
+  Job& job_;
+  const Compute compute_;
+  const Recipe recipe_;
+  Background& background_;
+  std::string earlier_layers_;            // of the plan, where a block depends on them
+  std::optional<LayerSweep> compressed_;  // the residual stream through the compressed layers (compression.propagate)
+};
+
+/// Whether WORK has valid shards of all layers. Collective.
+bool shards_are_valid(Job&, const Plan&);
+/// Makes the shards of a recipe that needs no tokens. Collective.
+void write_shards(Job&, const Plan&);
+
+}  // namespace hcsmoe
