@@ -195,6 +195,21 @@ def test_a_plan_is_measured_as_the_checkpoint_that_it_makes(golden, main_job, tm
         assert planned[0][key] == made[0][key] and planned[1][key] == made[1][key], key
 
 
+@pytest.mark.parametrize("merge", ["frequency-aligned", "zipit"])
+def test_a_plan_whose_merge_aligns_units(golden, tmp_path, merge):
+    case = golden(TWO_MODELS[1])
+    file, _ = text_file(tmp_path, 8)
+    what = {"perplexity": str(file), "length": 64}
+    run_job(tmp_path, 2, case.job(tmp_path / "output", merge=merge) | {"evaluation": what})
+    made = json.loads((tmp_path / "output.work" / "evaluation.json").read_text())["models"]
+    top = {"work": str(tmp_path / "output.work")}
+    plan = shutil.copy(tmp_path / "output.work" / "plan.json", tmp_path / "plan.json")
+    run_job(tmp_path / "plan", 1, {"model": str(case.model), "device": {"dtype": "float32"}, "evaluation": what} | top, "evaluate",
+            arguments=["--plan", plan])  # fmt: skip
+    planned = json.loads((tmp_path / "output.work" / "evaluation.json").read_text())["models"]
+    assert [model["perplexity"] for model in planned] == [model["perplexity"] for model in made]
+
+
 def test_run_measures_original_and_output(golden, tmp_path):
     case = golden(TWO_MODELS[1])
     file, _ = text_file(tmp_path, 12)
