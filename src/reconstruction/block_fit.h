@@ -1,0 +1,54 @@
+#pragma once
+// A compressed block while it is fitted: its experts and rows, and what they leave of the target on this rank's tokens.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "hcsmoe/reconstruction.h"
+#include "reconstruction/units.h"
+
+namespace hcsmoe {
+
+class BlockFit {
+ public:
+  /// The tokens, the rule and the ranks must outlive it. Collective, as all that follows.
+  BlockFit(const BlockTokens&, const RoutingRule&, const SparseBlock&, const Compute&, const Ranks&);
+
+  std::vector<ExpertWeights> experts;  // gate and up in the checkpoint's types
+  std::vector<at::Tensor> down;        // float32 [D, F] each
+  at::Tensor rows;                     // float32 [K, D], of values that the checkpoint's type can hold
+  at::Tensor residual;                 // float32 [N, D]: target - block
+  double error = 0;                    // held-out |residual|^2 / |target|^2
+
+  /// Routes all tokens by these rows.
+  void set_rows(const at::Tensor& rows);
+  /// The same, and back if the held-out error does not fall. Returns the error that the new rows gave.
+  double try_rows(const at::Tensor& rows);
+
+  /// One pass over the experts, each on what the others leave: `iterations` of Gauss-Newton for the gate and up projections, then ridge
+  /// least squares for the down projection. What does not lower the held-out error is undone.
+  void fit_experts(int iterations);
+
+ private:
+  void set_unit();
+  void subtract(const Units& units, const at::Tensor& outputs);
+  double held_out_error(const at::Tensor& rest) const;
+  void fit_expert(size_t k, int iterations);
+  bool fit_gate_up(size_t k, const Units& units, const at::Tensor& rest, int iterations);
+  void fit_down(size_t k, const Units& units, at::Tensor& rest);
+  double held_out_square(const at::Tensor& rest, const at::Tensor& outputs) const;
+
+  const BlockTokens& tokens_;
+  const RoutingRule& rule_;
+  const Ranks& ranks_;
+  const at::ScalarType router_type_;
+  UnitsOfExperts units_of_, trial_units_of_;
+  Routing routing_;
+  Buffer rest_buffer_, input_buffer_, outputs_buffer_, step_buffer_;
+  double unit_ = 1;             // a power of two near the largest |target|^2 of a token: what is summed is divided by it
+  double held_out_target_ = 1;  // held-out |target|^2
+};
+
+}  // namespace hcsmoe
