@@ -96,11 +96,13 @@ at::Tensor token_gram_of(const at::Tensor& sample, SampleExperts& experts, int64
   for (int64_t b = ranks.rank(); b < blocks; b += ranks.size()) mine.push_back(b);
   std::string grams(mine.size() * block_bytes, '\0');
   const auto together = static_cast<size_t>(std::max<int64_t>(1, most_bytes / (E * token_block * D * static_cast<int64_t>(sizeof(float)))));
+  const auto most_tokens = static_cast<int64_t>(std::min(together, mine.size())) * token_block;
+  const at::Tensor buffer = at::empty({E, most_tokens, D}, of_type(at::kFloat));
   for (size_t begin = 0; begin < mine.size(); begin += together) {
     const std::vector<int64_t> now(mine.begin() + static_cast<std::ptrdiff_t>(begin),
                                    mine.begin() + static_cast<std::ptrdiff_t>(std::min(mine.size(), begin + together)));
     const int64_t tokens = static_cast<int64_t>(now.size()) * token_block;
-    const at::Tensor outputs = at::empty({E, tokens, D}, of_type(at::kFloat));
+    const at::Tensor outputs = buffer.narrow(1, 0, tokens);
     for (int64_t e = 0; e < E; ++e) experts.outputs(e, now, outputs[e]);
     for_each_task(tokens, [&](int64_t t, int) {
       const at::Tensor of_token = outputs.select(1, t).to(at::kDouble).contiguous();  // [E, D]

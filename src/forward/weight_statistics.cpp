@@ -1,5 +1,6 @@
 // Statistics of the experts' weights alone.
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -39,14 +40,19 @@ at::Tensor weight_gram_of(const Checkpoint& checkpoint, const ModelDescription& 
 }
 
 /// rows: channels first .. first+n of K = X X^T, X = gate^T|up^T|down [D, 3F] without its mean over channels. Into `out`, float32 [n, D].
-void weight_kernel_rows(const ExpertWeights& weights, int64_t first, int64_t n, at::Tensor& out) {
+void weight_kernel_rows(const ExpertWeights& weights, int64_t first, int64_t n, Buffer& buffer, at::Tensor& out) {
+  const auto copy = [&](const at::Tensor& part) {
+    at::Tensor x = buffer.get(part.size(0), part.size(1), at::kFloat);
+    x.copy_(part);
+    return x;
+  };
   out.zero_();
   for (const at::Tensor* part : {&weights.gate, &weights.up}) {
-    at::Tensor x = part->to(at::kFloat, false, true);  // [F, D], a copy
+    at::Tensor x = copy(*part);  // [F, D]
     x.sub_(x.mean(at::IntArrayRef{1}, true));
     out.addmm_(x.narrow(1, first, n).t(), x);
   }
-  at::Tensor x = weights.down.to(at::kFloat, false, true);  // [D, F]
+  at::Tensor x = copy(weights.down);  // [D, F]
   x.sub_(x.mean(at::IntArrayRef{0}, true));
   out.addmm_(x.narrow(0, first, n), x.t());
 }
@@ -59,14 +65,15 @@ at::Tensor weight_cka_of(const Checkpoint& checkpoint, const ModelDescription& m
   const std::vector<at::Tensor> gates = part_of_all(checkpoint, model, layer, ExpertPart::gate);
   const std::vector<at::Tensor> ups = part_of_all(checkpoint, model, layer, ExpertPart::up);
   const std::vector<at::Tensor> downs = part_of_all(checkpoint, model, layer, ExpertPart::down);
+  std::vector<Buffer> buffers(static_cast<size_t>(at::get_num_threads()));
   std::string mine;
   for (int64_t p = ranks.rank(); p < panels; p += ranks.size()) {
     const int64_t first = p * panel_rows, n = std::min(panel_rows, D - first);
     const at::Tensor panel = at::empty({E, n, D}, at::TensorOptions().dtype(at::kFloat));
-    for_each_task(E, [&](int64_t e, int) {
+    for_each_task(E, [&](int64_t e, int thread) {
       const auto i = static_cast<size_t>(e);
       at::Tensor rows = panel[e];
-      weight_kernel_rows({gates[i], ups[i], downs[i]}, first, n, rows);
+      weight_kernel_rows({gates[i], ups[i], downs[i]}, first, n, buffers[static_cast<size_t>(thread)], rows);
     });
     const std::string parts = gram_of_parts(E, n * D, 0, 1, [&](int64_t e, int64_t begin, int64_t count, const at::Tensor& out) {
       const float* rows = const_data<float>(panel) + e * n * D + begin;

@@ -287,7 +287,7 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   expect_has(set("compression.merge=ties"),
              {"compression.merge: ", "allowed: frequency, average, dominant, frequency-aligned, average-aligned, fix-dominant, zipit"});
   expect_has(set("compression.router=keep"), {"compression.router: ", "allowed: frequency, average, representative, alias"});
-  expect_has(set("compression.reconstruction=full"), {"compression.reconstruction: 'full' is not allowed; allowed: none"});
+  expect_has(set("compression.reconstruction=fully"), {"compression.reconstruction: 'fully' is not allowed; allowed: none, router, full"});
   expect_has(set("device.type=cuda"), {"device.type: 'cuda' is not allowed; allowed: cpu"});
   expect_has(set("device.dtype=float16"), {"device.dtype: ", "allowed: auto, float32, bfloat16"});
   expect_has(set("calibration.add_bos=maybe"), {"calibration.add_bos: ", "allowed: auto, true, false"});
