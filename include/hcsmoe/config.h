@@ -85,6 +85,8 @@ struct Method {
   bool merge_and_router = true;  // false: its clusters come with weights of their own
   Merge merge = Merge::frequency;
   RouterMerge router = RouterMerge::frequency;
+  Reconstruction reconstruction = Reconstruction::none;
+  Propagate propagate = Propagate::original;
 };
 const std::vector<Method>& methods();
 const Method& method_named(const std::string& name);  // Error: there is none

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,15 @@ struct Cluster {
   bool operator==(const Cluster&) const = default;
 };
 
+/// A plan that method auto tried: held-out errors of its block, relative to the block's output.
+struct CandidateScore {
+  std::string method;           // with what it was made
+  double start_error = 0;       // merged or pruned only
+  double first_error = 0;       // after router rows and one pass over the down projections, by which candidates are ranked
+  std::optional<double> error;  // after all of the reconstruction, of the best ranked
+  bool operator==(const CandidateScore&) const = default;
+};
+
 /// Every expert is in one cluster or dropped. In a soft plan it may be in several clusters, with a weight in each.
 struct LayerPlan {
   int64_t layer = 0;
@@ -30,6 +40,8 @@ struct LayerPlan {
   std::vector<int64_t> dropped;   // experts in no cluster (pruned), ascending
   Tree tree;                      // empty for methods without one
   bool soft = false;
+  std::string method;                  // which one method auto chose; else empty
+  std::vector<CandidateScore> scores;  // of method auto
   bool operator==(const LayerPlan&) const = default;
 };
 
@@ -54,6 +66,9 @@ struct PlanMethod {
   StatisticSet needs = {};  // besides those that the recipe's feature needs
 };
 const std::vector<PlanMethod>& plan_methods();
+/// The recipes between which method auto chooses, layer by layer, and what to call them.
+std::vector<Recipe> auto_candidates(const Recipe&);
+std::string candidate_name(const Recipe&);
 /// The optional statistics that planning and executing this recipe take.
 StatisticSet statistics_needed(const Recipe&);
 /// Plans one layer by recipe.method with recipe.experts resolved for this layer. UserError where a statistic was not collected.

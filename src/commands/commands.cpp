@@ -94,6 +94,79 @@ void check_exportable(const Job& job, const Recipe& recipe) {
   });
 }
 
+namespace {
+
+/// The plan that an earlier run left in WORK, if it is of the same recipe, text and checkpoint; on every rank.
+std::optional<Plan> saved_plan(Job& job) {
+  std::string text;
+  job.ranks.on_root([&] {
+    try {
+      if (!std::filesystem::exists(plan_file(job.config))) return;
+      const Plan plan = load_plan(plan_file(job.config));
+      const bool same = plan.origin == job.summary.origin && recipe_to_json(plan.recipe) == recipe_to_json(job.config.compression);
+      if (same) text = plan_to_json(plan);
+    } catch (const UserError& error) {
+      job.log.warn(std::string(error.what()) + "; planning anew");
+    }
+  });
+  job.ranks.broadcast(text, 0);
+  if (text.empty()) return std::nullopt;
+  return plan_from_json(text, "the plan of rank 0");
+}
+
+/// Plans of a layer from rank 0 to every rank.
+std::vector<LayerPlan> broadcast_plans(const Job& job, const std::vector<LayerPlan>& plans) {
+  std::string text;
+  for (const LayerPlan& plan : plans) text += layer_plan_to_json(plan) + '\0';
+  job.ranks.broadcast(text, 0);
+  std::vector<LayerPlan> all;
+  job.ranks.on_all([&] {
+    for (size_t from = 0, to = 0; (to = text.find('\0', from)) != std::string::npos; from = to + 1) {
+      all.push_back(layer_plan_from_json(text.substr(from, to - from), "the layer plan of rank 0"));
+    }
+  });
+  return all;
+}
+
+/// One pass over the calibration tokens, in which each layer is compressed: by `plan`, or as soon as its statistics are known.
+void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids, const std::optional<StatisticSet>& wanted,
+                        const std::optional<Plan>& plan) {
+  Plan made{plan ? plan->recipe : job.config.compression, job.summary.origin, {}};
+  const bool chooses = made.recipe.method == "auto";
+  Background background;
+  ShardMaker shards(job, compute, made.recipe, background);
+  job.ranks.on_all([&] { make_folder(job.config.work / "statistics"); });
+  sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
+    const int64_t index = pass.statistics.layer;
+    const bool on_file = aligns(made.recipe.merge) && !wanted;
+    const at::Tensor sample = on_file ? sampled_input(job, index, made.recipe.merge) : pass.statistics.sample_input;
+    if (plan) return shards.make(plan->layers[static_cast<size_t>(pass.moe_layer)], sample, &pass);
+    std::vector<LayerPlan> candidates;
+    job.ranks.on_root([&] {
+      const ExpertStatistics statistics = wanted ? pass.statistics : load_statistics(statistics_file(job.config.work, index));
+      if (wanted) {
+        background.submit(
+            [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
+      }
+      for (const Recipe& recipe : chooses ? auto_candidates(made.recipe) : std::vector<Recipe>{made.recipe}) {
+        candidates.push_back(plan_layer(statistics, recipe, job.model.routing));
+        if (chooses) candidates.back().method = candidate_name(recipe);
+      }
+    });
+    candidates = broadcast_plans(job, candidates);
+    if (chooses) {
+      made.layers.push_back(shards.make_best(candidates, sample, pass));
+    } else {
+      shards.make(candidates.front(), sample, &pass);
+      made.layers.push_back(std::move(candidates.front()));
+    }
+  });
+  job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
+  if (!plan) job.ranks.on_root([&] { save_plan(plan_file(job.config), made); });
+}
+
+}  // namespace
+
 void run(Job& job) {
   check_budget(job);
   check_exportable(job, job.config.compression);
@@ -107,38 +180,12 @@ void run(Job& job) {
   std::optional<Plan> plan;
   if (!wanted) {
     job.log.info("the statistics in " + job.config.work.string() + " are valid and not collected again");
-    plan = plan_from_statistics(job);
+    plan = job.config.compression.method == "auto" ? saved_plan(job) : plan_from_statistics(job);
   }
   if (plan && (!needs_tokens(plan->recipe) || shards_are_valid(job, *plan))) {
     write_shards(job, *plan);
   } else {
-    // Each layer is planned as soon as its statistics are known, and merged by its owner while the next layers run.
-    Plan made{job.config.compression, job.summary.origin, {}};
-    Background background;
-    ShardMaker shards(job, compute, made.recipe, background);
-    job.ranks.on_all([&] { make_folder(job.config.work / "statistics"); });
-    sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
-      LayerPlan layer;
-      at::Tensor sample = pass.statistics.sample_input;
-      if (plan) {
-        layer = plan->layers[static_cast<size_t>(pass.moe_layer)];
-        if (aligns(plan->recipe.merge)) sample = sampled_input(job, layer.layer, plan->recipe.merge);
-      } else {
-        std::string text;
-        job.ranks.on_root([&] {
-          made.layers.push_back(plan_layer(pass.statistics, made.recipe, job.model.routing));
-          text = layer_plan_to_json(made.layers.back());
-          background.submit([&job, statistics = pass.statistics] {
-            save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
-          });
-        });
-        job.ranks.broadcast(text, 0);
-        job.ranks.on_all([&] { layer = layer_plan_from_json(text, "the layer plan of rank 0"); });
-      }
-      shards.make(layer, sample, &pass);
-    });
-    job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
-    if (!plan) job.ranks.on_root([&] { save_plan(plan_file(job.config), made); });
+    compress_on_tokens(job, compute, ids, wanted, plan);
   }
   write_output(job, job.experts_kept());
   evaluate_before_and_after(job, compute);
@@ -192,30 +239,6 @@ void plan(Job& job) {
   });
 }
 
-namespace {
-
-/// Shards of a plan that is fitted to the calibration tokens: one pass over them.
-void reconstruct_on_tokens(Job& job, const Compute& compute, const Plan& plan) {
-  describe(job, compute);
-  const at::Tensor ids = prepare_calibration(job, compute);
-  job.ranks.on_root([&] {
-    if (plan.origin.calibration.empty() || plan.origin.calibration == job.summary.origin.calibration) return;
-    throw UserError("the plan was made on other calibration text than " + job.config.source.string() + " names, and its recipe fits the " +
-                        "experts to calibration tokens",
-                    "name the same calibration text, or make the plan again: hcsmoe_dist plan CONFIG");
-  });
-  Background background;
-  ShardMaker shards(job, compute, plan.recipe, background);
-  sweep(job, compute, ids, std::nullopt, [&](const LayerPass& pass) {
-    const LayerPlan& layer = plan.layers[static_cast<size_t>(pass.moe_layer)];
-    const Merge merge = plan.recipe.merge;
-    shards.make(layer, aligns(merge) ? sampled_input(job, layer.layer, merge) : at::Tensor(), &pass);
-  });
-  job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
-}
-
-}  // namespace
-
 void apply(Job& job) {
   const Plan plan = read_plan(job, job.line.plans.empty() ? plan_file(job.config) : job.line.plans.front());
   check_exportable(job, plan.recipe);
@@ -229,7 +252,15 @@ void apply(Job& job) {
   if (!needs_tokens(plan.recipe) || shards_are_valid(job, plan)) {
     write_shards(job, plan);
   } else {
-    reconstruct_on_tokens(job, compute, plan);
+    describe(job, compute);
+    const at::Tensor ids = prepare_calibration(job, compute);
+    job.ranks.on_root([&] {
+      if (plan.origin.calibration.empty() || plan.origin.calibration == job.summary.origin.calibration) return;
+      throw UserError("the plan was made on other calibration text than " + job.config.source.string() +
+                          " names, and its recipe fits the experts to calibration tokens",
+                      "name the same calibration text, or make the plan again: hcsmoe_dist plan CONFIG");
+    });
+    compress_on_tokens(job, compute, ids, std::nullopt, plan);
   }
   write_output(job, kept);
   evaluate_before_and_after(job, compute);

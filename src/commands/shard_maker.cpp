@@ -1,5 +1,6 @@
 #include "commands/shard_maker.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "hcsmoe/error.h"
@@ -7,6 +8,8 @@
 
 namespace hcsmoe {
 namespace {
+
+constexpr size_t reconstructed_candidates = 2;  // of method auto
 
 using Tensors = std::vector<std::pair<std::string, at::Tensor>>;
 
@@ -101,17 +104,16 @@ void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, co
   if (valid && !(needs_tokens(recipe_) && recipe_.propagate == Propagate::compressed)) return;
   earlier_layers_ = before;
   const ShardOrigin origin = origin_of(layer, sample_input);
-  const LayerUnits units = align_layer(job_.checkpoint, job_.model, layer, recipe_.merge, sample_input, job_.ranks);
-  const bool mine = job_.ranks.owner_of(layer.layer) == job_.ranks.rank();
   if (needs_tokens(recipe_)) {
     if (!pass) throw Error("layer " + std::to_string(layer.layer) + " is to be fitted to tokens, and there are none");
-    const SparseBlock block = reconstructed(layer, units, *pass);
-    job_.ranks.on_all([&] {
-      if (mine && !valid) background_.submit([&job = job_, index = layer.layer, origin, block] { write_block(job, index, origin, block); });
-      background_.check();
-    });
+    const BlockTokens tokens = tokens_of(layer.layer, *pass);
+    ReconstructionReport report;
+    SparseBlock block = reconstructed(layer, sample_input, tokens, recipe_.rounds, report);
+    finish(layer, origin, !valid, std::move(block), std::move(report));
     return;
   }
+  const LayerUnits units = align_layer(job_.checkpoint, job_.model, layer, recipe_.merge, sample_input, job_.ranks);
+  const bool mine = job_.ranks.owner_of(layer.layer) == job_.ranks.rank();
   job_.ranks.on_all([&] {
     if (mine) {
       background_.submit([&job = job_, layer, units, origin] {
@@ -122,32 +124,75 @@ void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, co
   });
 }
 
-SparseBlock ShardMaker::reconstructed(const LayerPlan& layer, const LayerUnits& units, const LayerPass& pass) {
-  const bool propagates = recipe_.propagate == Propagate::compressed;
-  if (propagates && !compressed_) {
+LayerPlan ShardMaker::make_best(const std::vector<LayerPlan>& candidates, const at::Tensor& sample_input, const LayerPass& pass) {
+  const int64_t index = candidates.front().layer;
+  const BlockTokens tokens = tokens_of(index, pass);
+  std::vector<CandidateScore> scores;
+  std::vector<size_t> ranked;
+  std::vector<std::string> seen;
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    const std::string clusters = plan_fingerprint({{}, {}, {candidates[c]}});
+    if (std::find(seen.begin(), seen.end(), clusters) != seen.end()) continue;  // another candidate's plan again
+    seen.push_back(clusters);
+    ReconstructionReport report;
+    reconstructed(candidates[c], sample_input, tokens, 0, report);
+    ranked.push_back(scores.size());
+    scores.push_back({candidates[c].method, report.start_error, report.error, std::nullopt});
+  }
+  std::stable_sort(ranked.begin(), ranked.end(), [&](size_t a, size_t b) { return scores[a].first_error < scores[b].first_error; });
+  LayerPlan best;
+  SparseBlock best_block;
+  ReconstructionReport best_report;
+  for (size_t i = 0; i < std::min(ranked.size(), reconstructed_candidates); ++i) {
+    CandidateScore& score = scores[ranked[i]];
+    const auto candidate = std::find_if(candidates.begin(), candidates.end(), [&](const LayerPlan& c) { return c.method == score.method; });
+    ReconstructionReport report;
+    SparseBlock block = reconstructed(*candidate, sample_input, tokens, recipe_.rounds, report);
+    score.error = report.error;
+    if (i > 0 && !(report.error < best_report.error)) continue;
+    best = *candidate;
+    best_block = std::move(block);
+    best_report = std::move(report);
+  }
+  best.scores = std::move(scores);
+  finish(best, origin_of(best, sample_input), true, std::move(best_block), std::move(best_report));
+  return best;
+}
+
+BlockTokens ShardMaker::tokens_of(int64_t layer, const LayerPass& pass) {
+  if (recipe_.propagate == Propagate::original) return {pass.layers.block_input(), pass.layers.routed_output(), pass.share.groups};
+  if (!compressed_) {
     std::vector<at::Tensor> sequences;
     for (int64_t s = 0; s < pass.share.number; ++s) sequences.push_back(pass.ids[pass.share.first + s]);
     compressed_.emplace(job_.checkpoint, job_.model, compute_, std::move(sequences));
   }
-  at::Tensor input = pass.layers.block_input(), target = pass.layers.routed_output();
-  if (propagates) {
-    while (compressed_->next_layer() < layer.layer) compressed_->run_layer();  // dense layers
-    compressed_->begin_layer();
-    // What the routed experts must add for the two residual streams to meet after this layer.
-    input = compressed_->block_input();
-    target = pass.layers.hidden().sub(compressed_->hidden());
-  }
+  while (compressed_->next_layer() < layer) compressed_->run_layer();  // dense layers
+  compressed_->begin_layer();
+  // What the routed experts must add for the two residual streams to meet after this layer.
+  return {compressed_->block_input(), pass.layers.hidden().sub(compressed_->hidden()), pass.share.groups};
+}
+
+SparseBlock ShardMaker::reconstructed(const LayerPlan& layer, const at::Tensor& sample_input, const BlockTokens& tokens, int64_t rounds,
+                                      ReconstructionReport& report) {
+  const LayerUnits units = align_layer(job_.checkpoint, job_.model, layer, recipe_.merge, sample_input, job_.ranks);
   SparseBlock block;
   job_.ranks.on_all([&] { block = merged_block(job_.checkpoint, job_.model, layer, units); });
   const at::Tensor router = job_.checkpoint.tensor(tensor_name(job_.model.names.router, layer.layer));  // [E, D]
-  ReconstructionReport report;
-  block = reconstruct({input, target, pass.share.groups}, {layer, job_.model.routing, router, recipe_}, std::move(block), compute_,
-                      job_.ranks, report);
-  if (propagates) compressed_->finish_layer(nullptr, &block);
+  Recipe recipe = recipe_;
+  recipe.rounds = rounds;
+  return reconstruct(tokens, {layer, job_.model.routing, router, recipe}, std::move(block), compute_, job_.ranks, report);
+}
+
+void ShardMaker::finish(const LayerPlan& layer, const ShardOrigin& origin, bool write, SparseBlock block, ReconstructionReport report) {
+  if (recipe_.propagate == Propagate::compressed) compressed_->finish_layer(nullptr, &block);
   job_.log.info("layer " + std::to_string(layer.layer) + ": output error on held-out tokens " + percent(report.start_error) + " -> " +
-                percent(report.error));
+                percent(report.error) + (layer.method.empty() ? "" : " (" + layer.method + ")"));
   job_.summary.reconstruction.push_back(std::move(report));
-  return block;
+  const bool mine = job_.ranks.owner_of(layer.layer) == job_.ranks.rank();
+  job_.ranks.on_all([&] {
+    if (mine && write) background_.submit([&job = job_, index = layer.layer, origin, block] { write_block(job, index, origin, block); });
+    background_.check();
+  });
 }
 
 bool shards_are_valid(Job& job, const Plan& plan) {

@@ -21,13 +21,20 @@ class ShardMaker {
   ShardMaker(Job&, const Compute&, const Recipe&, Background&);
   /// sample_input: of a recipe that aligns. pass: of a recipe that needs tokens; else it may be null. Collective.
   void make(const LayerPlan&, const at::Tensor& sample_input, const LayerPass* pass);
+  /// Chooses between plans of one layer by the held-out error of their reconstructed blocks, and makes the shard of the best: all are
+  /// ranked after the first steps, the best two are reconstructed in full. Returns it with the scores. Collective.
+  LayerPlan make_best(const std::vector<LayerPlan>& candidates, const at::Tensor& sample_input, const LayerPass& pass);
   /// Whether WORK holds the layer's shard; to be asked in the order of the layers. Collective.
   bool is_valid(const LayerPlan&, const at::Tensor& sample_input);
 
  private:
   /// What the layer's shard is made from.
   ShardOrigin origin_of(const LayerPlan&, const at::Tensor& sample_input);
-  SparseBlock reconstructed(const LayerPlan&, const LayerUnits&, const LayerPass&);
+  /// The layer's block input and target on this rank's tokens. To be asked once a layer.
+  BlockTokens tokens_of(int64_t layer, const LayerPass&);
+  SparseBlock reconstructed(const LayerPlan&, const at::Tensor& sample_input, const BlockTokens&, int64_t rounds, ReconstructionReport&);
+  /// The layer's block is this one: written by its owner, and run by the compressed stream.
+  void finish(const LayerPlan&, const ShardOrigin&, bool write, SparseBlock, ReconstructionReport);
 
   Job& job_;
   const Compute compute_;

@@ -209,7 +209,7 @@ void check_method_keys(const Section& section, const Recipe& recipe) {
 
 Recipe read_compression(const YamlNode& root) {
   const Section section(root, "compression");
-  Recipe recipe = default_recipe(section.choice("method", Recipe().method, parse_method));
+  Recipe recipe = default_recipe(section.choice("method", std::string("auto"), parse_method));
   recipe.experts = read_experts(section);
   recipe.feature = section.choice("feature", recipe.feature, parse_feature);
   recipe.metric = section.choice("metric", recipe.metric, parse_metric);
@@ -224,6 +224,11 @@ Recipe read_compression(const YamlNode& root) {
   recipe.max_cluster_size = section.integer("max_cluster_size", recipe.max_cluster_size, 0, max_experts);
   recipe.candidates = section.integer("candidates", recipe.candidates, 1, max_candidates);
   recipe.protect = read_protect(section);
+  if (recipe.method == "auto" && recipe.reconstruction != Reconstruction::full) {
+    throw section.error(*section.find("reconstruction"), "reconstruction",
+                        "method auto chooses by the error of reconstructed blocks; allowed with it: full",
+                        "name a method (hc-smoe, reap, ...) for a plan without reconstruction");
+  }
   check_method_keys(section, recipe);
   return recipe;
 }

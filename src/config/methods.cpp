@@ -8,6 +8,11 @@ namespace hcsmoe {
 const std::vector<Method>& methods() {
   using enum Feature;
   static const std::vector<Method> all = {
+      {.name = "auto",
+       .merge = Merge::frequency_aligned,
+       .router = RouterMerge::fitted,
+       .reconstruction = Reconstruction::full,
+       .propagate = Propagate::compressed},
       {.name = "hc-smoe",
        .features = {expert_output, expert_output_tokens, router_logits, weight, cka, weight_cka},
        .metric = true,
@@ -40,6 +45,8 @@ Recipe default_recipe(const std::string& name) {
   if (!method.features.empty()) recipe.feature = method.features.front();
   recipe.merge = method.merge;
   recipe.router = method.router;
+  recipe.reconstruction = method.reconstruction;
+  recipe.propagate = method.propagate;
   return recipe;
 }
 

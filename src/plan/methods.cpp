@@ -39,6 +39,7 @@ const PlanMethod& plan_method(const std::string& name) {
 
 const std::vector<PlanMethod>& plan_methods() {
   static const std::vector<PlanMethod> methods = {
+      {"auto", plan_auto},
       {"hc-smoe", plan_hc_smoe},
       {"kmeans", plan_kmeans},
       {"fuzzy-cmeans", plan_fuzzy_cmeans},
@@ -56,6 +57,9 @@ const std::vector<PlanMethod>& plan_methods() {
 
 StatisticSet statistics_needed(const Recipe& recipe) {
   StatisticSet needs = plan_method(recipe.method).needs;
+  if (recipe.method == "auto") {
+    for (const Recipe& candidate : auto_candidates(recipe)) needs |= statistics_needed(candidate);
+  }
   if (!method_named(recipe.method).features.empty()) needs |= needs_of(recipe.feature);
   if (aligns(recipe.merge)) needs |= {Statistic::sample_input};
   return needs;

@@ -211,7 +211,7 @@ void check_every_expert_once(const LayerPlan& plan, const std::string& where) {
 
 LayerPlan read_layer(const ordered_json& json, const std::string& source, const std::string& place) {
   const std::string unnamed = source + ": " + place;
-  check_object(json, {"layer", "experts", "soft", "clusters", "dropped", "tree"}, unnamed);
+  check_object(json, {"layer", "experts", "soft", "clusters", "dropped", "tree", "method", "scores"}, unnamed);
   LayerPlan plan;
   plan.layer = integer(required(json, "layer", unnamed), 0, most_experts, "\"layer\"", unnamed);
   const std::string where = source + ": layer " + std::to_string(plan.layer);
@@ -232,6 +232,17 @@ LayerPlan read_layer(const ordered_json& json, const std::string& source, const 
   }
   check_every_expert_once(plan, where);
   check_cluster_order(plan.clusters, plan.soft, where);
+  if (json.contains("method")) plan.method = text(json["method"], "\"method\"", where);
+  if (json.contains("scores")) {
+    for (const auto& score : array(json["scores"], "\"scores\"", where)) {
+      const std::string in = where + ", \"scores\"";
+      check_object(score, {"method", "start_error", "first_error", "error"}, in);
+      plan.scores.push_back({text(required(score, "method", in), "\"method\"", in),
+                             number(required(score, "start_error", in), "\"start_error\"", in),
+                             number(required(score, "first_error", in), "\"first_error\"", in), std::nullopt});
+      if (score.contains("error")) plan.scores.back().error = number(score["error"], "\"error\"", in);
+    }
+  }
   if (json.contains("tree")) plan.tree = read_tree(json["tree"], plan.experts, where);
   return plan;
 }

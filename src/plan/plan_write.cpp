@@ -56,6 +56,14 @@ std::string layer_text(const LayerPlan& plan, const std::string& indent) {
   text += inner + "\"layer\": " + std::to_string(plan.layer) + ",\n";
   text += inner + "\"experts\": " + std::to_string(plan.experts) + ",\n";
   if (plan.soft) text += inner + "\"soft\": true,\n";
+  if (!plan.method.empty()) text += inner + "\"method\": " + ordered_json(plan.method).dump() + ",\n";
+  for (size_t i = 0; i < plan.scores.size(); i++) {
+    const CandidateScore& score = plan.scores[i];
+    ordered_json json = {{"method", score.method}, {"start_error", score.start_error}, {"first_error", score.first_error}};
+    if (score.error) json["error"] = *score.error;
+    text += (i == 0 ? inner + "\"scores\": [\n" : "") + inner + "  " + one_line(json) +
+            (i + 1 < plan.scores.size() ? ",\n" : "\n" + inner + "],\n");
+  }
   text += inner + "\"clusters\": [";
   for (size_t k = 0; k < plan.clusters.size(); k++) {
     const Cluster& cluster = plan.clusters[k];

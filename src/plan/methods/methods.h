@@ -8,6 +8,9 @@ namespace hcsmoe {
 /// HC-SMoE (arXiv 2410.08589): hierarchical clustering of the experts by a feature.
 LayerPlan plan_hc_smoe(const PlanInput&);
 
+/// The plan is chosen by the error of reconstructed blocks: throws a UserError that says so (auto_candidates in hcsmoe/plan.h).
+LayerPlan plan_auto(const PlanInput&);
+
 /// Lloyd's k-means of the experts' mean outputs, as HC-SMoE's comparison of clustering algorithms has it.
 LayerPlan plan_kmeans(const PlanInput&);
 
