@@ -26,11 +26,9 @@ namespace hcsmoe {
 /// Where a cluster's units go: [members][F], for each member, in the order of Cluster::members, the unit of the merged expert that each of
 /// its units becomes part of. Empty: unit i of every member becomes unit i. Every merged unit has a part of some member that counts.
 ///
-/// With a_m the weight of member m, and U the units (m, i) that go to unit u,
-///   gate and up row u:  sum over U of a_m row_i / sum over U of a_m        a mean: u fires where they fire
-///   down column u:      sum over U of a_m column_i                         of each member the sum, of the members the mean
-/// so that the merged expert computes the members' mean output wherever the units of each U agree. With one unit of every member in each U,
-/// both are the plain weighted mean of aligned members.
+/// With a_m the weight of member m, unit u of the merged expert (gate row, up row, down column) is the mean of its parts: the sum of
+/// a_m x unit (m, i) over them, divided by the sum of a_m. With one part of every member that is the plain weighted mean of aligned
+/// members.
 using UnitMap = std::vector<std::vector<int32_t>>;
 /// One a cluster of the layer; empty: no cluster has one.
 using LayerUnits = std::vector<UnitMap>;

@@ -30,7 +30,7 @@ void merge_rows(const DType& dtype, const std::vector<std::span<const std::byte>
     for (size_t p = units.first[u]; p < units.first[u + 1]; ++p) {
       const UnitPart& part = units.parts[p];
       rows.push_back(members[static_cast<size_t>(part.member)].subspan(static_cast<size_t>(part.unit) * row_bytes, row_bytes));
-      weights.push_back(static_cast<double>(part.row_weight));
+      weights.push_back(static_cast<double>(part.weight));
     }
     weighted_mean(dtype, rows, weights, out.subspan(u * row_bytes, row_bytes));
   }
@@ -54,8 +54,8 @@ void merge_columns(const DType& dtype, const std::vector<std::span<const std::by
     }
     for (size_t u = 0; u < F; ++u) {
       size_t p = units.first[u];
-      float sum = units.parts[p].column_weight * values[from[p]];
-      while (++p < units.first[u + 1]) sum += units.parts[p].column_weight * values[from[p]];
+      float sum = units.parts[p].weight * values[from[p]];
+      while (++p < units.first[u + 1]) sum += units.parts[p].weight * values[from[p]];
       sums[u] = sum;
     }
     store_elements(conversion, sums.data(), out.subspan(at, row_bytes));

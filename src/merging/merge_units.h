@@ -10,11 +10,11 @@
 
 namespace hcsmoe {
 
-/// gate or up: row u of `out` is the sum of row_weight x row over the parts of u, in order, in float32, rounded once. Every member and out:
+/// gate or up: row u of `out` is the sum of weight x row over the parts of u, in order, in float32, rounded once. Every member and out:
 /// [F, D], of one floating type.
 void merge_rows(const DType&, const std::vector<std::span<const std::byte>>& members, const UnitParts&, std::span<std::byte> out);
 
-/// down: the same for columns with column_weight. Every member and out: [D, F].
+/// down: the same for columns. Every member and out: [D, F].
 void merge_columns(const DType&, const std::vector<std::span<const std::byte>>& members, const UnitParts&, std::span<std::byte> out);
 
 }  // namespace hcsmoe

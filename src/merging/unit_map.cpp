@@ -51,9 +51,9 @@ UnitParts unit_parts(const Cluster& cluster, const UnitMap& map, int64_t units) 
   for (const size_t m : counting) {
     for (size_t i = 0; i < F; ++i) {
       const auto u = static_cast<size_t>(map[m][i]);
-      // Where a unit has one part of each member, total / weight_sum is exactly 1 and the row weights are those of a plain mean.
+      // Where a unit has one part of each member, total / weight_sum is exactly 1 and the weights are those of a plain mean.
       result.parts[next[u]++] = {static_cast<int32_t>(m), static_cast<int32_t>(i),
-                                 static_cast<float>(cluster.weights[m] * (total / weight_sum[u])), static_cast<float>(cluster.weights[m])};
+                                 static_cast<float>(cluster.weights[m] * (total / weight_sum[u]))};
     }
   }
   return result;

@@ -12,8 +12,7 @@ namespace hcsmoe {
 /// A unit of a member, as part of a merged unit.
 struct UnitPart {
   int32_t member = 0, unit = 0;  // member: index into Cluster::members
-  float row_weight = 0;          // of its gate and up rows
-  float column_weight = 0;       // of its down column
+  float weight = 0;
 };
 
 /// The parts of merged unit u are parts[first[u]] .. parts[first[u + 1] - 1], members ascending, units ascending.

@@ -154,7 +154,7 @@ def check_map(layer, cluster, merge, found):
 
 
 def merged_expert(layer, cluster, found):
-    """By the definition of UnitMap, as matrices M [merged units, units] for rows and for columns."""
+    """By the definition of UnitMap, as matrices [merged units, units]."""
     members, weights = cluster["members"], cluster["weights"]
     gate, up, down = (np.zeros_like(tensor) for tensor in layer.weights(members[0]))
     total = np.zeros(len(gate))
@@ -163,7 +163,7 @@ def merged_expert(layer, cluster, found):
         total += to.sum(1)
         g, u, d = layer.weights(expert)
         gate, up, down = gate + to @ g, up + to @ u, down + d @ to.T
-    return gate / total[:, None], up / total[:, None], down
+    return gate / total[:, None], up / total[:, None], down / total
 
 
 def random_clusters(random, experts, count, merge):

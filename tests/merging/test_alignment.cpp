@@ -123,22 +123,6 @@ TEST(Alignment, PermutedDuplicatesMergeWithoutLossInEveryMerge) {
   EXPECT_FALSE(equal(merged(cluster, experts, identity(4)), expert)) << "without alignment";
 }
 
-TEST(Alignment, UnitsOfOneExpertThatGoTogetherKeepItsFunction) {
-  // An expert that holds every unit twice, at half the weight: both may become one without a change of the function.
-  std::mt19937 random(4);
-  ExpertWeights expert = random_expert(random);
-  for (int64_t i = 0; i < F; i += 2) {
-    expert.gate[i + 1].copy_(expert.gate[i]);
-    expert.up[i + 1].copy_(expert.up[i]);
-  }
-  UnitMap map = identity(2);
-  for (int32_t i = 0; i < F; ++i) map[1][static_cast<size_t>(i)] = i / 2 * 2;
-  const Cluster cluster{{0, 1}, {0.5, 0.5}, {0.5, 0.5}, 0};
-  const at::Tensor x = noise(random, {S, D});
-  const at::Tensor before = output(expert, x), after = output(merged(cluster, {expert, expert}, map), x);
-  EXPECT_LT(largest_difference(before, after), 1e-5 * before.abs().max().item<double>());
-}
-
 TEST(Alignment, DoesNotMindUnitsThatNeverFireOrASingleToken) {
   std::mt19937 random(5);
   ExpertWeights expert = random_expert(random);
@@ -187,15 +171,14 @@ TEST(BestAssignment, RefusesWhatIsNoScoreMatrix) {
   EXPECT_THROW(best_assignment(std::vector<float>{0, 1, INFINITY, 0}, 2), Error);
 }
 
-TEST(UnitParts, WeighRowsByTheirGroupAndColumnsByTheirMember) {
+TEST(UnitParts, WeighMembersWithinTheirUnit) {
   const Cluster cluster{{0, 1}, {0.25, 0.75}, {1, 0}, 1};
   const UnitParts parts = unit_parts(cluster, {{0, 0, 2}, {0, 1, 2}}, 3);
   EXPECT_EQ(parts.first, (std::vector<size_t>{0, 3, 4, 6}));
-  const float rows[] = {0.2F, 0.2F, 0.6F, 1, 0.25F, 0.75F}, columns[] = {0.25F, 0.25F, 0.75F, 0.75F, 0.25F, 0.75F};
+  const float weights[] = {0.2F, 0.2F, 0.6F, 1, 0.25F, 0.75F};
   const int32_t members[] = {0, 0, 1, 1, 0, 1}, units[] = {0, 1, 0, 1, 2, 2};
   for (size_t p = 0; p < 6; ++p) {
-    EXPECT_FLOAT_EQ(parts.parts[p].row_weight, rows[p]);
-    EXPECT_EQ(parts.parts[p].column_weight, columns[p]);
+    EXPECT_FLOAT_EQ(parts.parts[p].weight, weights[p]);
     EXPECT_EQ(parts.parts[p].member, members[p]);
     EXPECT_EQ(parts.parts[p].unit, units[p]);
   }
