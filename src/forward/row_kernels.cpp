@@ -111,7 +111,33 @@ HCSMOE_INLINE double dot_body(const T* __restrict a, const double* __restrict b,
   return sum;
 }
 
+/// Sum of value(i) in double, in 16 partial sums.
+template <class Value>
+HCSMOE_INLINE double sum_of(int64_t width, const Value& value) {
+  double partial[16] = {};
+  const int64_t whole = width / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) {
+    for (int64_t j = 0; j < 16; ++j) partial[j] += value(i + j);
+  }
+  for (int64_t i = whole; i < width; ++i) partial[i - whole] += value(i);
+  double sum = 0;
+  for (const double p : partial) sum += p;
+  return sum;
+}
+
 }  // namespace
+
+HCSMOE_FOR_EACH_VECTOR_WIDTH double squared(const float* x, int64_t width) {
+  return sum_of(
+      width, [=](int64_t i) __attribute__((always_inline)) { return static_cast<double>(x[i]) * static_cast<double>(x[i]); });
+}
+HCSMOE_FOR_EACH_VECTOR_WIDTH double squared_difference(const float* x, const float* y, int64_t width) {
+  return sum_of(
+      width, [=](int64_t i) __attribute__((always_inline)) {
+        const double difference = static_cast<double>(x[i]) - static_cast<double>(y[i]);
+        return difference * difference;
+      });
+}
 
 HCSMOE_FOR_EACH_VECTOR_WIDTH void gated_units(float* gate, const float* up, int64_t rows, int64_t width) {
   gated_units_body(gate, up, rows * width);

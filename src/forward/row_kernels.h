@@ -37,6 +37,10 @@ void rms_norm(const float* x, const float* weight, double epsilon, int64_t width
 double add_scaled(const float* y, float factor, int64_t width, float* out);
 double add_scaled(const uint16_t* y, float factor, int64_t width, float* out);
 
+/// |x|_2^2 and |x - y|_2^2 in double with 16 partial sums.
+double squared(const float* x, int64_t width);
+double squared_difference(const float* x, const float* y, int64_t width);
+
 /// sum of a * b in double with 16 partial sums.
 double dot(const float* a, const double* b, int64_t width);
 double dot_bfloat16(const uint16_t* a, const double* b, int64_t width);

@@ -15,11 +15,27 @@ namespace {
 constexpr double ridges[] = {1e-3, 1e-2, 1e-1};              // shares of the Gram matrix's mean diagonal
 constexpr int64_t fewest_training = 8, fewest_held_out = 2;  // tokens to fit an expert on
 
-double squared(const float* x, int64_t n) {
-  double sum = 0;
-  for (int64_t c = 0; c < n; ++c) sum += static_cast<double>(x[c]) * static_cast<double>(x[c]);
-  return sum;
-}
+/// Sum over rows of all ranks; infinite where a trial step made a row so.
+class SquareSum {
+ public:
+  explicit SquareSum(double unit) : unit_(unit), buffer_(FixedPointSums::buffer_size(1) + 1) {}
+  void add(double square) {
+    if (const double value = square / unit_; value < largest_addend) {
+      FixedPointSums(std::span<int64_t>(buffer_).first(FixedPointSums::buffer_size(1))).add(0, value);
+    } else {
+      ++buffer_.back();
+    }
+  }
+  double total(const Ranks& ranks) {
+    ranks.all_reduce_sum(buffer_);
+    if (buffer_.back() > 0) return INFINITY;
+    return FixedPointSums(std::span<int64_t>(buffer_).first(FixedPointSums::buffer_size(1))).value(0);
+  }
+
+ private:
+  double unit_;
+  std::vector<int64_t> buffer_;
+};
 
 }  // namespace
 
@@ -69,14 +85,12 @@ void BlockFit::fit_experts(int iterations) {
 }
 
 double BlockFit::held_out_error(const at::Tensor& rest) const {
-  std::vector<int64_t> buffer(FixedPointSums::buffer_size(1));
-  FixedPointSums sum(buffer);
+  SquareSum sum(unit_);
   const int64_t D = rest.size(1);
   for (int64_t r = 0; r < rest.size(0); ++r) {
-    if (tokens_.groups.held_out[static_cast<size_t>(r)] != 0) sum.add(0, squared(const_data<float>(rest) + r * D, D) / unit_);
+    if (tokens_.groups.held_out[static_cast<size_t>(r)] != 0) sum.add(squared(const_data<float>(rest) + r * D, D));
   }
-  ranks_.all_reduce_sum(buffer);
-  return sum.value(0) / held_out_target_;
+  return sum.total(ranks_) / held_out_target_;
 }
 
 void BlockFit::set_unit() {
@@ -176,21 +190,13 @@ void BlockFit::fit_down(size_t k, const Units& units, at::Tensor& rest) {
 }
 
 double BlockFit::held_out_square(const at::Tensor& rest, const at::Tensor& outputs) const {
-  std::vector<int64_t> buffer(FixedPointSums::buffer_size(1));
-  FixedPointSums sum(buffer);
+  SquareSum sum(unit_);
   const int64_t D = rest.size(1);
   for (int64_t r = 0; r < rest.size(0); ++r) {
     const float* left = const_data<float>(rest) + r * D;
-    double square = 0;
-    for (int64_t c = 0; c < D; ++c) {
-      const double value =
-          static_cast<double>(left[c]) - (outputs.defined() ? static_cast<double>(const_data<float>(outputs)[r * D + c]) : 0);
-      square += value * value;
-    }
-    sum.add(0, square / unit_);
+    sum.add(outputs.defined() ? squared_difference(left, const_data<float>(outputs) + r * D, D) : squared(left, D));
   }
-  ranks_.all_reduce_sum(buffer);
-  return sum.value(0);
+  return sum.total(ranks_);
 }
 
 }  // namespace hcsmoe
