@@ -62,14 +62,14 @@ class Golden:
         return {name.removeprefix(prefix): tensor.numpy() for name, tensor in tensors.items() if name.startswith(prefix)}
 
     def job(self, output: Path, **compression) -> dict:
-        """A configuration; a checkpoint of several files becomes several again."""
+        """A configuration of the paper's recipe; a checkpoint of several files becomes several again."""
         sequences, length = self.array("ids").shape
         several = {"output_shard_size": "60KB"} if (self.model / "model.safetensors.index.json").exists() else {}
         return several | {
             "model": str(self.model),
             "output": str(output),
             "calibration": {"files": [str(self.ids_file)], "sequences": sequences, "length": length},
-            "compression": {"experts": self.kept} | compression,
+            "compression": {"method": "hc-smoe", "experts": self.kept} | compression,
             "device": {"dtype": "float32"},
         }
 

@@ -240,7 +240,8 @@ void plan(Job& job) {
 }
 
 void apply(Job& job) {
-  const Plan plan = read_plan(job, job.line.plans.empty() ? plan_file(job.config) : job.line.plans.front());
+  const std::filesystem::path file = job.line.plans.empty() ? plan_file(job.config) : job.line.plans.front();
+  const Plan plan = read_plan(job, file);
   check_exportable(job, plan.recipe);
   const auto kept = static_cast<int64_t>(plan.layers.front().clusters.size());
   check_output(job, kept);
@@ -253,12 +254,18 @@ void apply(Job& job) {
     write_shards(job, plan);
   } else {
     describe(job, compute);
+    job.ranks.on_root([&] {
+      if (!job.config.calibration.files.empty()) return;
+      throw UserError(file.string() + ": this plan's recipe fits the router or the experts to calibration tokens, and " +
+                          job.config.source.string() + " has no calibration.files",
+                      "name the text that the plan was made on, with the same sequences, length and seed");
+    });
     const at::Tensor ids = prepare_calibration(job, compute);
     job.ranks.on_root([&] {
       if (plan.origin.calibration.empty() || plan.origin.calibration == job.summary.origin.calibration) return;
       throw UserError("the plan was made on other calibration text than " + job.config.source.string() +
                           " names, and its recipe fits the experts to calibration tokens",
-                      "name the same calibration text, or make the plan again: hcsmoe_dist plan CONFIG");
+                      "name the same calibration text, or make the plan again: hcsmoe_dist run CONFIG");
     });
     compress_on_tokens(job, compute, ids, std::nullopt, plan);
   }

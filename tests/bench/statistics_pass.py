@@ -91,7 +91,7 @@ def collect(folder, ranks, threads, *arguments):
     with open(config, "w") as out:
         json.dump({"model": folder, "work": work, "calibration": {"files": [os.path.join(folder, "ids.npy")], "sequences": args.sequences,
                                                                   "length": args.length},
-                   "device": {"dtype": args.dtype, "threads": threads}}, out)
+                   "compression": {"method": "hc-smoe"}, "device": {"dtype": args.dtype, "threads": threads}}, out)
     done = subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config, *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

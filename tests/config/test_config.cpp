@@ -42,6 +42,7 @@ class ConfigTest : public testing::Test {
 
   fs::path folder;
   const std::string smallest = "model: model\noutput: small\ncalibration:\n  files: [a.txt]\ncompression:\n  experts: 30\n";
+  const std::string hc_smoe = smallest + "  method: hc-smoe\n";
 };
 
 void expect_has(const std::string& message, std::initializer_list<std::string> parts) {
@@ -65,14 +66,16 @@ TEST_F(ConfigTest, SmallestFileTakesDefaults) {
   EXPECT_EQ(config.calibration.length, 2048);
   EXPECT_EQ(config.calibration.seed, 42u);
   EXPECT_EQ(config.calibration.add_bos, AddBos::automatic);
-  EXPECT_EQ(config.compression.method, "hc-smoe");
+  EXPECT_EQ(config.compression.method, "auto");
   EXPECT_EQ(config.compression.experts.count, 30);
   EXPECT_EQ(config.compression.feature, Feature::expert_output);
   EXPECT_EQ(config.compression.metric, Metric::euclidean);
   EXPECT_EQ(config.compression.linkage, Linkage::average);
-  EXPECT_EQ(config.compression.merge, Merge::frequency);
-  EXPECT_EQ(config.compression.router, RouterMerge::frequency);
-  EXPECT_EQ(config.compression.reconstruction, Reconstruction::none);
+  EXPECT_EQ(config.compression.merge, Merge::frequency_aligned);
+  EXPECT_EQ(config.compression.router, RouterMerge::fitted);
+  EXPECT_EQ(config.compression.reconstruction, Reconstruction::full);
+  EXPECT_EQ(config.compression.propagate, Propagate::compressed);
+  EXPECT_EQ(config.compression.rounds, 2);
   EXPECT_EQ(config.compression.init, Init::farthest);
   EXPECT_EQ(config.compression.seed, 42u);
   EXPECT_EQ(config.compression.max_cluster_size, 0);
@@ -102,7 +105,9 @@ compression:
   linkage: ward
   merge: dominant
   router: representative
-  reconstruction: none
+  reconstruction: router
+  propagate: compressed
+  rounds: 5
   seed: 18446744073709551615
   max_cluster_size: 4
   protect: [9, 2]
@@ -125,6 +130,9 @@ evaluation: {perplexity: a.txt, tasks: b.jsonl.gz, length: 512, batch_tokens: 40
   EXPECT_EQ(config.compression.linkage, Linkage::ward);
   EXPECT_EQ(config.compression.merge, Merge::dominant);
   EXPECT_EQ(config.compression.router, RouterMerge::representative);
+  EXPECT_EQ(config.compression.reconstruction, Reconstruction::router);
+  EXPECT_EQ(config.compression.propagate, Propagate::compressed);
+  EXPECT_EQ(config.compression.rounds, 5);
   EXPECT_EQ(config.compression.seed, 18446744073709551615u);
   EXPECT_EQ(config.compression.max_cluster_size, 4);
   EXPECT_EQ(config.compression.protect, (Protect{{2, 9}, 0}));
@@ -172,7 +180,7 @@ TEST_F(ConfigTest, ShardSizes) {
 }
 
 TEST_F(ConfigTest, Overrides) {
-  const Config config = read(smallest, Command::run,
+  const Config config = read(hc_smoe, Command::run,
                              {"compression.linkage=single", "compression.linkage=ward", "device.threads=2", "calibration.text_key=a=b"});
   EXPECT_EQ(config.compression.linkage, Linkage::ward);  // the last one counts
   EXPECT_EQ(config.compression.experts.count, 30);
@@ -278,7 +286,8 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   const auto set = [&](const std::string& override) { return message(smallest, Command::run, {override}); };
   expect_has(message(smallest + "  linkage: averge\n"),
              {"config.yaml:7: compression.linkage: 'averge' is not allowed; allowed: single, complete, average, ward"});
-  expect_has(set("compression.method=dec"), {"compression.method: 'dec' is not allowed; allowed: hc-smoe, kmeans, fuzzy-cmeans, m-smoe"});
+  expect_has(set("compression.method=dec"),
+             {"compression.method: 'dec' is not allowed; allowed: auto, hc-smoe, kmeans, fuzzy-cmeans, m-smoe"});
   expect_has(set("compression.feature=outputs"),
              {"compression.feature: ", "allowed: expert_output, expert_output_tokens, router_logits, weight, cka, weight_cka"});
   expect_has(set("compression.candidates=0"), {"compression.candidates: ", "from 1 to 10000000"});
@@ -286,8 +295,12 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   expect_has(set("compression.metric=Euclidean"), {"compression.metric: ", "allowed: euclidean, cosine"});
   expect_has(set("compression.merge=ties"),
              {"compression.merge: ", "allowed: frequency, average, dominant, frequency-aligned, average-aligned, fix-dominant, zipit"});
-  expect_has(set("compression.router=keep"), {"compression.router: ", "allowed: frequency, average, representative, alias"});
+  expect_has(set("compression.router=keep"), {"compression.router: ", "allowed: frequency, average, representative, alias, fitted"});
   expect_has(set("compression.reconstruction=fully"), {"compression.reconstruction: 'fully' is not allowed; allowed: none, router, full"});
+  expect_has(set("compression.propagate=both"), {"compression.propagate: 'both' is not allowed; allowed: original, compressed"});
+  for (const std::string rounds : {"0", "101", "two"}) {
+    expect_has(set("compression.rounds=" + rounds), {"compression.rounds: expected an integer from 1 to 100, found '" + rounds + "'"});
+  }
   expect_has(set("device.type=cuda"), {"device.type: 'cuda' is not allowed; allowed: cpu"});
   expect_has(set("device.dtype=float16"), {"device.dtype: ", "allowed: auto, float32, bfloat16"});
   expect_has(set("calibration.add_bos=maybe"), {"calibration.add_bos: ", "allowed: auto, true, false"});
@@ -299,8 +312,16 @@ TEST_F(ConfigTest, EveryMethodIsRead) {
       read(smallest + "  method: kmeans\n  feature: expert_output\n  metric: cosine\n  init: random\n  protect: {top: 2}\n");
   EXPECT_EQ(kmeans.compression.init, Init::random);
   EXPECT_EQ(kmeans.compression.protect, (Protect{{}, 2}));
-  EXPECT_EQ(read(smallest + "  feature: router_logits\n").compression.feature, Feature::router_logits);
+  EXPECT_EQ(read(hc_smoe + "  feature: router_logits\n").compression.feature, Feature::router_logits);
   // What a method takes where a key is not given.
+  for (const Method& method : methods()) {
+    if (method.name == "auto") continue;
+    const Recipe recipe = read(smallest + "  method: " + method.name + "\n").compression;
+    EXPECT_EQ(recipe.merge, method.name == "dek" ? Merge::average : Merge::frequency) << method.name;
+    EXPECT_EQ(recipe.router, method.name == "dek" ? RouterMerge::average : RouterMerge::frequency) << method.name;
+    EXPECT_EQ(recipe.reconstruction, Reconstruction::none) << method.name;
+    EXPECT_EQ(recipe.propagate, Propagate::original) << method.name;
+  }
   const Recipe dek = read(smallest + "  method: dek\n").compression;
   EXPECT_EQ(dek.feature, Feature::cka);
   EXPECT_EQ(dek.merge, Merge::average);
@@ -308,20 +329,20 @@ TEST_F(ConfigTest, EveryMethodIsRead) {
   EXPECT_EQ(read(smallest + "  method: dek\n  merge: frequency\n").compression.merge, Merge::frequency);
   EXPECT_EQ(read(smallest + "  method: o-prune\n  candidates: 7\n").compression.candidates, 7);
   // A key of another method is taken back by null.
-  const std::string ward = smallest + "  linkage: ward\n  metric: cosine\n  merge: average\n";
+  const std::string ward = hc_smoe + "  linkage: ward\n  metric: cosine\n  merge: average\n";
   const std::vector<std::string> back = {"compression.method=reap", "compression.linkage=null", "compression.metric=null"};
   EXPECT_EQ(message(ward, Command::run, back), "");
 }
 
 TEST_F(ConfigTest, KeysThatTheMethodDoesNotUse) {
-  const auto set = [&](std::vector<std::string> overrides) { return message(smallest, Command::run, overrides); };
+  const auto set = [&](std::vector<std::string> overrides) { return message(hc_smoe, Command::run, overrides); };
   expect_has(set({"compression.method=kmeans", "compression.linkage=ward"}),
              {"--set compression.linkage=ward: compression.linkage: method kmeans does not use it; methods that do: hc-smoe", "null"});
   expect_has(set({"compression.method=reap", "compression.metric=cosine"}),
              {"compression.metric: method reap does not use it; methods that do: hc-smoe, kmeans"});
   expect_has(set({"compression.candidates=7"}), {"compression.candidates: method hc-smoe does not use it; methods that do: o-prune"});
   expect_has(set({"compression.method=fuzzy-cmeans", "compression.merge=frequency"}),
-             {"compression.merge: method fuzzy-cmeans does not use it; methods that do: hc-smoe, kmeans, m-smoe, dek"});
+             {"compression.merge: method fuzzy-cmeans does not use it; methods that do: auto, hc-smoe, kmeans, m-smoe, dek"});
   expect_has(set({"compression.method=fuzzy-cmeans", "compression.router=average"}), {"compression.router: method fuzzy-cmeans does not"});
   expect_has(set({"compression.method=fuzzy-cmeans", "compression.reconstruction=full"}),
              {"compression.reconstruction: method fuzzy-cmeans puts an expert in several clusters, which full cannot fit", "none"});
@@ -339,6 +360,13 @@ TEST_F(ConfigTest, KeysThatTheMethodDoesNotUse) {
   expect_has(set({"compression.method=kmeans", "compression.feature=router_logits"}),
              {"compression.feature: method kmeans cannot use router_logits; features for kmeans: expert_output; methods for router_logits: "
               "hc-smoe"});
+  expect_has(message(smallest, Command::run, {"compression.linkage=ward"}),
+             {"compression.linkage: method auto does not use it; methods that do: hc-smoe"});
+  expect_has(message(smallest, Command::run, {"compression.feature=expert_output"}), {"compression.feature: method auto does not use it"});
+  for (const std::string reconstruction : {"none", "router"}) {
+    expect_has(message(smallest, Command::run, {"compression.reconstruction=" + reconstruction}),
+               {"compression.reconstruction: method auto chooses by the error of reconstructed blocks; allowed with it: full", "hc-smoe"});
+  }
 }
 
 TEST_F(ConfigTest, Protect) {
@@ -431,11 +459,15 @@ TEST_F(ConfigTest, NamesGoBothWays) {
   for (const auto merge : {Merge::frequency, Merge::average, Merge::dominant, Merge::frequency_aligned, Merge::average_aligned,
                            Merge::fix_dominant, Merge::zipit})
     EXPECT_EQ(parse_merge(to_string(merge)), merge);
-  for (const auto router : {RouterMerge::frequency, RouterMerge::average, RouterMerge::representative, RouterMerge::alias}) {
+  for (const auto router :
+       {RouterMerge::frequency, RouterMerge::average, RouterMerge::representative, RouterMerge::alias, RouterMerge::fitted}) {
     EXPECT_EQ(parse_router_merge(to_string(router)), router);
   }
   EXPECT_EQ(parse_feature("expert_output"), Feature::expert_output);
-  EXPECT_EQ(parse_reconstruction("none"), Reconstruction::none);
+  for (const auto reconstruction : {Reconstruction::none, Reconstruction::router, Reconstruction::full}) {
+    EXPECT_EQ(parse_reconstruction(to_string(reconstruction)), reconstruction);
+  }
+  for (const auto propagate : {Propagate::original, Propagate::compressed}) EXPECT_EQ(parse_propagate(to_string(propagate)), propagate);
   EXPECT_EQ(to_string(ComputeDtype::automatic), "auto");
   EXPECT_EQ(to_string(Command::evaluate), "evaluate");
   EXPECT_THROW(parse_metric("cosin"), UserError);

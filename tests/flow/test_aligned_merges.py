@@ -22,7 +22,7 @@ def job(tmp_path_factory):
         "model": str(DEMO_MODEL),
         "work": str(folder / "work"),
         "calibration": {"files": [str(ids)], "sequences": 6, "length": 64, "sample": 200},
-        "compression": {"experts": 5, "merge": "frequency-aligned"},
+        "compression": {"method": "hc-smoe", "experts": 5, "merge": "frequency-aligned"},
         "device": {"dtype": "float32"},
         "evaluation": {"perplexity": [str(DEMO_MODEL.parent / "data" / "validation.jsonl")], "length": 64},
     }

@@ -94,7 +94,7 @@ def test_collect_streams(tmp_path, dtype):
         "model": str(tmp_path / "model"),
         "output": str(tmp_path / "output"),
         "calibration": {"files": [str(tmp_path / "ids.npy")], "sequences": 4, "length": 16},
-        "compression": {"experts": 30},
+        "compression": {"method": "hc-smoe", "experts": 30},
         "device": {"dtype": dtype},
     }
     command = job_command(2, write_config(tmp_path, job), "collect")

@@ -42,7 +42,7 @@ def collected(tmp_path_factory):
         "model": str(DEMO_MODEL),
         "work": str(folder / "work"),
         "calibration": {"files": [str(ids)], "sequences": 4, "length": 64},
-        "compression": {"experts": KEPT},
+        "compression": {"method": "hc-smoe", "experts": KEPT},
         "device": {"dtype": "float32"},
     }
     run_job(folder, 1, config, "collect", arguments=["--all"])

@@ -135,12 +135,22 @@ TEST(PlanJson, RecipeThereAndBack) {
   const auto back = [&] { return plan_from_json(plan_to_json(plan), "plan.json").recipe; };
   plan.recipe.method = "kmeans";
   plan.recipe.feature = Feature::router_logits;
+  plan.recipe.merge = Merge::zipit;
+  plan.recipe.router = RouterMerge::fitted;
+  plan.recipe.reconstruction = Reconstruction::full;
+  plan.recipe.propagate = Propagate::compressed;
+  plan.recipe.rounds = 3;
   plan.recipe.init = Init::random;
   plan.recipe.seed = std::numeric_limits<uint64_t>::max();
   plan.recipe.max_cluster_size = 7;
   plan.recipe.protect.experts = {1, 4};
   EXPECT_EQ(back().method, "kmeans");
   EXPECT_EQ(back().feature, Feature::router_logits);
+  EXPECT_EQ(back().merge, Merge::zipit);
+  EXPECT_EQ(back().router, RouterMerge::fitted);
+  EXPECT_EQ(back().reconstruction, Reconstruction::full);
+  EXPECT_EQ(back().propagate, Propagate::compressed);
+  EXPECT_EQ(back().rounds, 3);
   EXPECT_EQ(back().init, Init::random);
   EXPECT_EQ(back().seed, std::numeric_limits<uint64_t>::max());
   EXPECT_EQ(back().max_cluster_size, 7);
@@ -152,8 +162,11 @@ TEST(PlanJson, RecipeThereAndBack) {
 // Plans of before these keys were there.
 TEST(PlanJson, MissingRecipeKeysAreDefaults) {
   ordered_json json = ordered_json::parse(plan_to_json(example()));
-  for (const char* key : {"init", "seed", "max_cluster_size", "protect"}) json["recipe"].erase(key);
+  for (const char* key : {"reconstruction", "propagate", "rounds", "init", "seed", "max_cluster_size", "protect"}) json["recipe"].erase(key);
   const Recipe recipe = plan_from_json(json.dump(), "plan.json").recipe;
+  EXPECT_EQ(recipe.reconstruction, Reconstruction::none);
+  EXPECT_EQ(recipe.propagate, Propagate::original);
+  EXPECT_EQ(recipe.rounds, 2);
   EXPECT_EQ(recipe.init, Init::farthest);
   EXPECT_EQ(recipe.seed, 42u);
   EXPECT_EQ(recipe.max_cluster_size, 0);
@@ -295,7 +308,7 @@ TEST(MalformedPlan, RecipeAndOrigin) {
   };
   EXPECT_HAS(with("recipe", "linkage", "wards"), "plan.json: \"recipe\": \"linkage\": ");
   EXPECT_HAS(with("recipe", "linkage", "wards"), "single, complete, average, ward");
-  EXPECT_HAS(with("recipe", "method", "k-means"), "\"method\": 'k-means' is not allowed; allowed: hc-smoe, kmeans, fuzzy-cmeans, m-smoe");
+  EXPECT_HAS(with("recipe", "method", "k-means"), "\"method\": 'k-means' is not allowed; allowed: auto, hc-smoe, kmeans, fuzzy-cmeans");
   EXPECT_HAS(with("recipe", "experts", 0), "\"experts\" must be a whole number from 1");
   EXPECT_HAS(with("recipe", "experts", 1.5), "as a share must be above 0 and at most 1, found 1.5");
   EXPECT_HAS(with("recipe", "metrics", "cosine"), "unknown key \"metrics\"; did you mean \"metric\"?");

@@ -157,7 +157,7 @@ def main():
         "model": str(DEMO / "model"),
         "work": str(work),
         "calibration": {"files": [str(DEMO / "data" / "calibration.jsonl")], "sequences": 64, "length": 256},
-        "compression": {"experts": 8},
+        "compression": {"method": "hc-smoe", "experts": 8},
         "device": {"dtype": "float32", "threads": max(1, (os.cpu_count() or 1) // chosen.ranks)},
         "evaluation": {"perplexity": [str(chosen.folder / "validation.jsonl")], "tasks": [str(file) for file in tasks]},
     }
