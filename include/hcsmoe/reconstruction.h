@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -65,5 +66,31 @@ struct ReconstructionTask {
 /// every rank. Collective.
 SparseBlock reconstruct(const BlockTokens&, const ReconstructionTask&, SparseBlock block, const Compute&, const Ranks&,
                         ReconstructionReport&);
+
+/// Memory of a rank while a block is fitted, beyond what the layer sweep holds, in bytes. docs/reconstruction.md derives the terms.
+struct ReconstructionSize {
+  Reconstruction what = Reconstruction::full;
+  bool fits_rows = false;      // compression.router: fitted
+  bool propagate = false;      // compression.propagate: compressed
+  bool several = false;        // candidates of method auto: the best block is kept beside the one that is fitted
+  int64_t hidden = 0;          // D
+  int64_t intermediate = 0;    // F
+  int64_t kept = 0;            // K
+  int64_t tokens = 0;          // N
+  int64_t expert_tokens = 0;   // of the rank's, the most that are routed to one expert
+  int64_t all_tokens = 0;      // calibration tokens of all ranks
+  int weight_bytes = 2;        // of a weight in the checkpoint
+  int compute_bytes = 2;       // of a value in the type of computation
+  int ranks = 1, threads = 1;  // threads of the rank
+};
+struct ReconstructionMemory {
+  double experts = 0;        // the block's weights
+  double tokens = 0;         // [N, D] each
+  double expert_tokens = 0;  // of the expert that is fitted
+  double matrices = 0;       // of normal equations
+  double output_grams = 0;   // of the router's output error; not at the same time as the two before
+  double total() const { return experts + tokens + std::max(expert_tokens + matrices, output_grams); }
+};
+ReconstructionMemory reconstruction_memory(const ReconstructionSize&);
 
 }  // namespace hcsmoe

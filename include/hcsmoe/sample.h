@@ -23,6 +23,9 @@ at::Tensor gather_sample(const at::Tensor& rows, int64_t first_token, const std:
 /// or one block), and for output_cka a matrix of 512 x 512 an expert on rank 0. Collective.
 void collect_sample_statistics(ExpertStatistics&, StatisticSet, const Checkpoint&, const ModelDescription&, const Compute&, const Ranks&);
 
+/// What collecting these statistics takes at most, in bytes, on rank 0, which holds the most. `sample` tokens.
+double sample_statistics_bytes(const ModelDescription&, StatisticSet, int64_t sample, int threads);
+
 /// Collects those of weight_gram and weight_cka that are asked for, into the statistics of rank 0: in float64 and float32, whatever the
 /// type of computation. Parts of the weights are dealt to ranks. Holds a panel of all experts' Gram matrices (256 MiB, or 64 rows) and a
 /// float32 copy of one expert tensor a thread. Collective.

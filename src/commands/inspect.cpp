@@ -6,6 +6,8 @@
 #include "commands/job.h"
 #include "hcsmoe/assembly.h"
 #include "hcsmoe/merging.h"
+#include "hcsmoe/reconstruction.h"
+#include "hcsmoe/sample.h"
 
 namespace hcsmoe {
 namespace {
@@ -78,6 +80,38 @@ void inspect(Job& job) {
 
     const int64_t K = job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0 ? job.experts_kept() : 0;
     if (K == 0) return;
+    const Recipe& recipe = job.config.compression;
+    if (const double samples = sample_statistics_bytes(m, statistics_needed(recipe), sample, compute.threads); samples > 0) {
+      line("  sampled tokens", "at most " + bytes(samples) + " (rank 0)");
+    }
+    if (needs_tokens(recipe)) {
+      ReconstructionSize size;
+      size.what = recipe.reconstruction;
+      size.fits_rows = recipe.router == RouterMerge::fitted;
+      size.propagate = recipe.propagate == Propagate::compressed;
+      size.several = recipe.method == "auto";
+      size.hidden = m.hidden_size;
+      size.intermediate = m.expert_intermediate;
+      size.kept = K;
+      size.tokens = N;
+      size.expert_tokens = std::min(N, 2 * N * m.routing.top_k / K);
+      size.all_tokens = calibration.sequences * calibration.length;
+      size.weight_bytes =
+          static_cast<int>(job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype.bytes);
+      size.compute_bytes = static_cast<int>(element);
+      size.ranks = static_cast<int>(P);
+      size.threads = compute.threads;
+      const ReconstructionMemory memory = reconstruction_memory(size);
+      line("  reconstruction", bytes(memory.total()));
+      line("    experts of the block", bytes(memory.experts));
+      line("    tokens of the block", bytes(memory.tokens));
+      if (recipe.reconstruction != Reconstruction::full && size.fits_rows) line("    equations of the router", bytes(memory.matrices));
+      if (recipe.reconstruction == Reconstruction::full) {
+        line("    the fit of one expert",
+             bytes(memory.expert_tokens) + " with twice the mean number of tokens, and " + bytes(memory.matrices) + " of its equations");
+      }
+      if (recipe.reconstruction != Reconstruction::none) line("    or: outputs for the router", bytes(memory.output_grams));
+    }
     double output = 0, shards = 0;
     size_t files = 0;
     for (const OutputFile& file : output_layout(job.checkpoint, m, K, job.config.output_files.max_shard_bytes)) {

@@ -98,14 +98,14 @@ HCSMOE_INLINE double add_scaled_body(const T* __restrict y, float factor, int64_
   return sum;
 }
 
-template <class T>
-HCSMOE_INLINE double dot_body(const T* __restrict a, const double* __restrict b, int64_t width) {
+template <class T, class U>
+HCSMOE_INLINE double dot_body(const T* __restrict a, const U* __restrict b, int64_t width) {
   double partial[16] = {};
   const int64_t whole = width / 16 * 16;
   for (int64_t i = 0; i < whole; i += 16) {
-    for (int64_t j = 0; j < 16; ++j) partial[j] += static_cast<double>(load(a[i + j])) * b[i + j];
+    for (int64_t j = 0; j < 16; ++j) partial[j] += static_cast<double>(load(a[i + j])) * static_cast<double>(b[i + j]);
   }
-  for (int64_t i = whole; i < width; ++i) partial[i - whole] += static_cast<double>(load(a[i])) * b[i];
+  for (int64_t i = whole; i < width; ++i) partial[i - whole] += static_cast<double>(load(a[i])) * static_cast<double>(b[i]);
   double sum = 0;
   for (const double p : partial) sum += p;
   return sum;
@@ -177,6 +177,15 @@ HCSMOE_FOR_EACH_VECTOR_WIDTH bool outer_product_summed(const float* z, int64_t w
   return bad == 0;
 }
 
+HCSMOE_FOR_EACH_VECTOR_WIDTH void multiply(const float* __restrict a, const float* __restrict b, int64_t n, float* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = a[i] * b[i];
+}
+
+HCSMOE_FOR_EACH_VECTOR_WIDTH void multiply_and_add(const float* __restrict a, const float* __restrict b, const float* __restrict y,
+                                                   int64_t n, float* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = a[i] * out[i] + b[i] * y[i];
+}
+
 HCSMOE_FOR_EACH_VECTOR_WIDTH void quantised_add(const float* x, int64_t n, double scale, int64_t* sums) {
   for (int64_t i = 0; i < n; ++i) sums[i] += nearest(static_cast<double>(x[i]) * scale);
 }
@@ -213,6 +222,7 @@ HCSMOE_FOR_EACH_VECTOR_WIDTH double add_scaled(const uint16_t* y, float factor, 
 
 HCSMOE_FOR_EACH_VECTOR_WIDTH double dot(const float* a, const double* b, int64_t width) { return dot_body(a, b, width); }
 HCSMOE_FOR_EACH_VECTOR_WIDTH double dot_bfloat16(const uint16_t* a, const double* b, int64_t width) { return dot_body(a, b, width); }
+HCSMOE_FOR_EACH_VECTOR_WIDTH double dot(const float* a, const float* b, int64_t width) { return dot_body(a, b, width); }
 
 HCSMOE_FOR_EACH_VECTOR_WIDTH void to_bfloat16(const float* in, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = round_to_bfloat16(in[i]);

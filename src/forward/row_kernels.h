@@ -24,6 +24,10 @@ void gated_slopes(const float* gate, const float* up, float weight, int64_t widt
 /// product is not finite or >= 2^21.
 [[nodiscard]] bool outer_product_summed(const float* z, int64_t width, int64_t* sums);
 
+/// out[i] = a[i] b[i]; out[i] = a[i] out[i] + b[i] y[i].
+void multiply(const float* a, const float* b, int64_t n, float* out);
+void multiply_and_add(const float* a, const float* b, const float* y, int64_t n, float* out);
+
 /// sums[i] += round(x[i] * scale), for |x[i] * scale| < 2^51.
 void quantised_add(const float* x, int64_t n, double scale, int64_t* sums);
 
@@ -44,6 +48,7 @@ double squared_difference(const float* x, const float* y, int64_t width);
 /// sum of a * b in double with 16 partial sums.
 double dot(const float* a, const double* b, int64_t width);
 double dot_bfloat16(const uint16_t* a, const double* b, int64_t width);
+double dot(const float* a, const float* b, int64_t width);
 
 void to_bfloat16(const float* in, int64_t n, uint16_t* out);  // round to nearest even
 void to_float(const uint16_t* in, int64_t n, float* out);

@@ -182,6 +182,25 @@ std::vector<int64_t> sampled_tokens(int64_t tokens, int64_t size) {
   return result;
 }
 
+double sample_statistics_bytes(const ModelDescription& model, StatisticSet wanted, int64_t sample, int threads) {
+  const auto E = static_cast<double>(model.experts), D = static_cast<double>(model.hidden_size), S = static_cast<double>(sample),
+             F = static_cast<double>(model.expert_intermediate), block = static_cast<double>(token_block);
+  const auto panel = [&](double rows) { return std::max(static_cast<double>(most_bytes), 4 * E * rows * D); };
+  double kept = 0, widest = 0;  // together with what was collected before; one statistic at a time
+  if (wanted.without({Statistic::sample_input, Statistic::token_output_gram, Statistic::output_cka}) != wanted) kept += 8 * S * D;
+  if (wanted.has(Statistic::token_output_gram)) {
+    const double grams = 4 * S * E * (E + 1) / 2;  // of this rank, of all ranks, in the order of the tokens
+    kept += grams;
+    widest = std::max(widest, 2 * grams + std::min(panel(block), 4 * E * S * D));
+  }
+  if (wanted.has(Statistic::output_cka)) {
+    const double side = std::min(S, static_cast<double>(most_cka_tokens));
+    widest = std::max(widest, 2 * 4 * E * side * side + 4 * side * D);
+  }
+  if (wanted.has(Statistic::weight_cka)) widest = std::max(widest, std::min(panel(block), 4 * E * D * D) + 4 * D * F * threads);
+  return kept + widest;
+}
+
 at::Tensor gather_sample(const at::Tensor& rows, int64_t first_token, const std::vector<int64_t>& sampled, const Ranks& ranks) {
   const int64_t N = rows.size(0), D = rows.size(1), S = static_cast<int64_t>(sampled.size());
   // One rank has a row, the others zeros: the sum of the bits, two values to an integer, is the row.

@@ -7,35 +7,13 @@
 #include "hcsmoe/error.h"
 #include "reconstruction/gauss_newton.h"
 #include "reconstruction/normal_equations.h"
-#include "statistics/fixed_point.h"
+#include "reconstruction/row_sums.h"
 
 namespace hcsmoe {
 namespace {
 
 constexpr double ridges[] = {1e-3, 1e-2, 1e-1};              // shares of the Gram matrix's mean diagonal
 constexpr int64_t fewest_training = 8, fewest_held_out = 2;  // tokens to fit an expert on
-
-/// Sum over rows of all ranks; infinite where a trial step made a row so.
-class SquareSum {
- public:
-  explicit SquareSum(double unit) : unit_(unit), buffer_(FixedPointSums::buffer_size(1) + 1) {}
-  void add(double square) {
-    if (const double value = square / unit_; value < largest_addend) {
-      FixedPointSums(std::span<int64_t>(buffer_).first(FixedPointSums::buffer_size(1))).add(0, value);
-    } else {
-      ++buffer_.back();
-    }
-  }
-  double total(const Ranks& ranks) {
-    ranks.all_reduce_sum(buffer_);
-    if (buffer_.back() > 0) return INFINITY;
-    return FixedPointSums(std::span<int64_t>(buffer_).first(FixedPointSums::buffer_size(1))).value(0);
-  }
-
- private:
-  double unit_;
-  std::vector<int64_t> buffer_;
-};
 
 }  // namespace
 
@@ -85,12 +63,12 @@ void BlockFit::fit_experts(int iterations) {
 }
 
 double BlockFit::held_out_error(const at::Tensor& rest) const {
-  SquareSum sum(unit_);
   const int64_t D = rest.size(1);
-  for (int64_t r = 0; r < rest.size(0); ++r) {
-    if (tokens_.groups.held_out[static_cast<size_t>(r)] != 0) sum.add(squared(const_data<float>(rest) + r * D, D));
-  }
-  return sum.total(ranks_) / held_out_target_;
+  const auto* const values = const_data<float>(rest);
+  const double sum = sum_over_rows(rest.size(0), ranks_, [&](int64_t r) {
+    return tokens_.groups.held_out[static_cast<size_t>(r)] != 0 ? squared(values + r * D, D) / unit_ : 0.0;
+  });
+  return sum / held_out_target_;
 }
 
 void BlockFit::set_unit() {
@@ -190,13 +168,12 @@ void BlockFit::fit_down(size_t k, const Units& units, at::Tensor& rest) {
 }
 
 double BlockFit::held_out_square(const at::Tensor& rest, const at::Tensor& outputs) const {
-  SquareSum sum(unit_);
   const int64_t D = rest.size(1);
-  for (int64_t r = 0; r < rest.size(0); ++r) {
-    const float* left = const_data<float>(rest) + r * D;
-    sum.add(outputs.defined() ? squared_difference(left, const_data<float>(outputs) + r * D, D) : squared(left, D));
-  }
-  return sum.total(ranks_);
+  const auto* const left = const_data<float>(rest);
+  const auto* const right = outputs.defined() ? const_data<float>(outputs) : nullptr;
+  return sum_over_rows(rest.size(0), ranks_, [&](int64_t r) {
+    return (right ? squared_difference(left + r * D, right + r * D, D) : squared(left + r * D, D)) / unit_;
+  });
 }
 
 }  // namespace hcsmoe

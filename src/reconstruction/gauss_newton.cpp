@@ -7,16 +7,17 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <numeric>
 
+#include "forward/row_kernels.h"
 #include "reconstruction/normal_equations.h"
 #include "reconstruction/panels.h"
-#include "statistics/fixed_point.h"
+#include "reconstruction/row_sums.h"
 
 namespace hcsmoe {
 namespace {
 
-constexpr double damping = 0.1;       // share of the mean diagonal
-constexpr int64_t most_units = 2048;  // of which S is kept whole; more are cut into blocks, and S is block-diagonal
+constexpr double damping = 0.1;  // share of the mean diagonal
 
 /// Cholesky factor in float32 of a damped float64 matrix; undefined where it is not positive definite.
 at::Tensor factor_of(at::Tensor matrix) {
@@ -48,10 +49,9 @@ class Problem {
     at::Tensor weighted = weighted_.get(rows_, F_, at::kFloat);
     std::vector<at::Tensor> halves;
     for (const at::Tensor& slope : {task_.units.gate_slope, task_.units.up_slope}) {
-      each_row([&](int64_t row) {
-        for (int64_t c = row * F_; c < (row + 1) * F_; ++c)
-          data<float>(weighted)[c] = const_data<float>(back)[c] * const_data<float>(slope)[c];
-      });
+      const auto *const by = const_data<float>(slope), *const of = const_data<float>(back);
+      auto* const to = data<float>(weighted);
+      each_row([&](int64_t row) { multiply(of + row * F_, by + row * F_, F_, to + row * F_); });
       halves.push_back(cross_product(weighted, task_.input, task_.units.group_end, ranks_));
     }
     return at::cat(halves);
@@ -61,11 +61,12 @@ class Problem {
   at::Tensor forward(const at::Tensor& v) {
     const at::Tensor input = task_.input.narrow(0, 0, rows_);
     const at::Tensor by_gate = row_product(input, v.narrow(0, 0, F_), back_), by_up = row_product(input, v.narrow(0, F_, F_), weighted_);
+    const auto *const gate_slope = const_data<float>(task_.units.gate_slope), *const up_slope = const_data<float>(task_.units.up_slope),
+                      *const up = const_data<float>(by_up);
+    auto* const both = data<float>(by_gate);
     each_row([&](int64_t row) {
-      for (int64_t c = row * F_; c < (row + 1) * F_; ++c) {
-        data<float>(by_gate)[c] = const_data<float>(task_.units.gate_slope)[c] * const_data<float>(by_gate)[c] +
-                                  const_data<float>(task_.units.up_slope)[c] * const_data<float>(by_up)[c];
-      }
+      const int64_t at = row * F_;
+      multiply_and_add(gate_slope + at, up_slope + at, up + at, F_, both + at);
     });
     return row_product(by_gate, task_.down, outputs_);
   }
@@ -84,27 +85,27 @@ class Problem {
         block_product(some_down.narrow(0, row, width), some_down, part);
         return part;
       });
-      for (int64_t i = 0; i < 2 * n; ++i) {
-        for (int64_t j = 0; j < 2 * n; ++j)
-          data<double>(matrix)[i * 2 * n + j] *= static_cast<double>(const_data<float>(of_down)[i % n * n + j % n]);
-      }
+      auto* const values = data<double>(matrix);
+      const auto* const factors = const_data<float>(of_down);
+      for_each_task(2 * n, [&](int64_t i, int) {
+        for (int64_t j = 0; j < 2 * n; ++j) values[i * 2 * n + j] *= static_cast<double>(factors[i % n * n + j % n]);
+      });
       result.units.push_back(factor_of(matrix));
     }
     // C: the inputs' second moment, weighted by the squared gates; their sum of squares divides it.
     at::Tensor inputs = weighted_.get(rows_, D_, at::kFloat);
-    std::vector<int64_t> buffer(FixedPointSums::buffer_size(1));
-    FixedPointSums squares(buffer);
+    const auto* const from = const_data<float>(task_.input);
+    auto* const to = data<float>(inputs);
     each_row([&](int64_t row) {
       const float gate = row < training_ ? task_.units.gates[static_cast<size_t>(row)] : 0;
-      for (int64_t c = row * D_; c < (row + 1) * D_; ++c) data<float>(inputs)[c] = gate * const_data<float>(task_.input)[c];
+      for (int64_t c = row * D_; c < (row + 1) * D_; ++c) to[c] = gate * from[c];
     });
-    for (int64_t row = 0; row < training_; ++row) {
+    const double squares = sum_over_rows(training_, ranks_, [&](int64_t row) {
       const auto gate = static_cast<double>(task_.units.gates[static_cast<size_t>(row)]);
-      squares.add(0, gate * gate);
-    }
-    ranks_.all_reduce_sum(buffer);
-    if (!(squares.value(0) > 0)) return result;
-    result.input = factor_of(gram(inputs, task_.units.group_end, ranks_).div(squares.value(0)));
+      return gate * gate;
+    });
+    if (!(squares > 0)) return result;
+    result.input = factor_of(gram(inputs, task_.units.group_end, ranks_).div(squares));
     result.defined = result.input.defined() &&
                      std::all_of(result.units.begin(), result.units.end(), [](const at::Tensor& factor) { return factor.defined(); });
     return result;
@@ -132,16 +133,8 @@ class Problem {
 
   /// Sum over the training rows of |x|^2 / unit.
   double squared(const at::Tensor& x) const {
-    std::vector<int64_t> buffer(FixedPointSums::buffer_size(1));
-    FixedPointSums sum(buffer);
-    for (int64_t row = 0; row < training_; ++row) {
-      double square = 0;
-      for (int64_t c = row * D_; c < (row + 1) * D_; ++c)
-        square += static_cast<double>(const_data<float>(x)[c]) * static_cast<double>(const_data<float>(x)[c]);
-      sum.add(0, square / task_.unit);
-    }
-    ranks_.all_reduce_sum(buffer);
-    return sum.value(0);
+    const auto* const values = const_data<float>(x);
+    return sum_over_rows(training_, ranks_, [&](int64_t row) { return squared(values + row * D_, D_) / task_.unit; });
   }
 
   template <class Work>
@@ -163,11 +156,14 @@ class Problem {
   Buffer back_, weighted_, outputs_;
 };
 
-/// <a, b> on one thread, in one order.
+/// <a, b>, row by row and then over the rows in their order. a float64, b float32.
 double inner(const at::Tensor& a, const at::Tensor& b) {
-  double sum = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) sum += const_data<double>(a)[i] * static_cast<double>(const_data<float>(b)[i]);
-  return sum;
+  const int64_t C = a.size(1);
+  const auto* const left = const_data<double>(a);
+  const auto* const right = const_data<float>(b);
+  std::vector<double> rows(static_cast<size_t>(a.size(0)));
+  for_each_task(a.size(0), [&](int64_t i, int) { rows[static_cast<size_t>(i)] = dot(right + i * C, left + i * C, C); });
+  return std::accumulate(rows.begin(), rows.end(), 0.0);
 }
 
 }  // namespace

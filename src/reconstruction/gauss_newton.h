@@ -15,6 +15,9 @@
 
 namespace hcsmoe {
 
+/// Units of which S is kept whole; more are cut into blocks, and S is block-diagonal.
+inline constexpr int64_t most_units = 2048;
+
 /// What the step is made of; all float32, training rows first. units must have slopes.
 struct GaussNewtonTask {
   const Units& units;

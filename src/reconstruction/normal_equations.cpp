@@ -55,16 +55,21 @@ at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, cons
   const int64_t I = a.size(1);
   const BoundedSums sums = summed_products(a, a, group_end, ranks, [](int64_t first) { return first; });  // on and below the diagonal
   at::Tensor result = at::empty({I, I}, at::kDouble);
-  for (int64_t i = 0; i < I; ++i) {
-    for (int64_t j = 0; j <= i; ++j) data<double>(result)[i * I + j] = data<double>(result)[j * I + i] = sums.value(i * I + j);
-  }
+  auto* const values = data<double>(result);
+  for_each_task(I, [&](int64_t i, int) {
+    for (int64_t j = 0; j < I; ++j) values[i * I + j] = sums.value(j <= i ? i * I + j : j * I + i);
+  });
   return result;
 }
 
 at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end, const Ranks& ranks) {
   const BoundedSums sums = summed_products(a, b, group_end, ranks, [](int64_t) { return int64_t{0}; });
   at::Tensor result = at::empty({a.size(1), b.size(1)}, at::kDouble);
-  for (int64_t i = 0; i < result.numel(); ++i) data<double>(result)[i] = sums.value(i);
+  auto* const values = data<double>(result);
+  const int64_t O = result.size(1);
+  for_each_task(result.size(0), [&](int64_t i, int) {
+    for (int64_t j = i * O; j < (i + 1) * O; ++j) values[j] = sums.value(j);
+  });
   return result;
 }
 

@@ -12,7 +12,6 @@ namespace hcsmoe {
 namespace {
 
 constexpr int gauss_newton_iterations = 2;
-constexpr int64_t most_output_tokens = 16384;  // on which every expert runs for the router's output error
 
 /// Notes each step in the report.
 class Steps {

@@ -7,13 +7,12 @@
 #include <cstring>
 
 #include "forward/row_kernels.h"
+#include "reconstruction/row_sums.h"
 #include "reconstruction/token_sums.h"
 #include "reconstruction/units.h"
 
 namespace hcsmoe {
 namespace {
-
-constexpr int64_t chunk_bytes = 256 << 20;  // of the outputs [tokens, K, D] in memory at a time
 
 /// Adam (arXiv 1412.6980) on all tokens, the step size falling along half a cosine.
 constexpr int adam_steps = 60;
@@ -90,6 +89,12 @@ struct TokenGates {
   bool soft = false;
 };
 
+TokenGates& gates_of_thread(int64_t experts) {
+  thread_local TokenGates gates(0);
+  if (gates.K != static_cast<size_t>(experts)) gates = TokenGates(experts);
+  return gates;
+}
+
 }  // namespace
 
 TokenOutputs token_outputs(const BlockTokens& tokens, int64_t every, const std::vector<ExpertWeights>& experts,
@@ -115,7 +120,7 @@ TokenOutputs token_outputs(const BlockTokens& tokens, int64_t every, const std::
   result.square = at::empty({n}, at::kDouble);
 
   // Every expert on a chunk of the tokens; rows do not depend on how the tokens are cut into chunks.
-  const int64_t chunk = std::max<int64_t>(1, chunk_bytes / (K * D * 4 * routed_row_block)) * routed_row_block;
+  const int64_t chunk = output_chunk(K, D);
   TokenGroups all;  // all of a chunk's rows count as training rows
   all.held_out.assign(tokens.groups.held_out.size(), 0);
   all.end = {tokens.input.size(0)};
@@ -128,22 +133,20 @@ TokenOutputs token_outputs(const BlockTokens& tokens, int64_t every, const std::
     for (int64_t i = 0; i < here; ++i) entries.push_back({result.rows[static_cast<size_t>(begin + i)], 1.0f});
     for (int64_t k = 0; k < K; ++k) {
       const at::Tensor y = row_product(units_of.of(experts[static_cast<size_t>(k)], entries).values, down[static_cast<size_t>(k)], product);
-      for (int64_t i = 0; i < here; ++i) {
-        std::memcpy(data<float>(outputs) + (i * K + k) * D, const_data<float>(y) + i * D, static_cast<size_t>(D) * sizeof(float));
-      }
+      for_each_task(blocks_of(here, routed_row_block), [&](int64_t b, int) {
+        for (int64_t i = b * routed_row_block; i < std::min(here, (b + 1) * routed_row_block); ++i) {
+          std::memcpy(data<float>(outputs) + (i * K + k) * D, const_data<float>(y) + i * D, static_cast<size_t>(D) * sizeof(float));
+        }
+      });
     }
     for_each_task(here, [&](int64_t i, int) {
       const at::Tensor o = outputs[i].view({K, D});
       at::Tensor gram = result.gram[begin + i];
       block_product(o, o, gram);
       const float* y = const_data<float>(tokens.target) + result.rows[static_cast<size_t>(begin + i)] * D;
-      double square = 0;
-      for (int64_t c = 0; c < D; ++c) square += static_cast<double>(y[c]) * static_cast<double>(y[c]);
-      data<double>(result.square)[begin + i] = square;
+      data<double>(result.square)[begin + i] = squared(y, D);
       for (int64_t k = 0; k < K; ++k) {
-        double sum = 0;
-        for (int64_t c = 0; c < D; ++c) sum += static_cast<double>(const_data<float>(o)[k * D + c]) * static_cast<double>(y[c]);
-        data<float>(result.dot)[(begin + i) * K + k] = static_cast<float>(sum);
+        data<float>(result.dot)[(begin + i) * K + k] = static_cast<float>(dot(const_data<float>(o) + k * D, y, D));
       }
     });
   }
@@ -170,18 +173,15 @@ at::Tensor rows_by_output_error(const TokenOutputs& tokens, const RoutingRule& r
   const double unit = std::ldexp(square.value(0) / (training + held), exponent);
 
   const auto held_out_error = [&](const at::Tensor& rows) {
-    std::vector<int64_t> sum_buffer(FixedPointSums::buffer_size(1));
-    FixedPointSums sum(sum_buffer);
     Buffer logits_buffer;
     const at::Tensor logits = row_product(tokens.input, rows, logits_buffer);
-    TokenGates gates(K);
-    for (int64_t i = tokens.training; i < n; ++i) {
+    return sum_over_rows(n - tokens.training, ranks, [&](int64_t row) {
+      const int64_t i = tokens.training + row;
+      TokenGates& gates = gates_of_thread(K);
       gates.set(const_data<float>(logits) + i * K, rule, 0);
       const double error = gates.error(const_data<float>(tokens.gram) + i * K * K, const_data<float>(tokens.dot) + i * K);
-      sum.add(0, (error + const_data<double>(tokens.square)[i]) / unit);
-    }
-    ranks.all_reduce_sum(sum_buffer);
-    return sum.value(0);
+      return (error + const_data<double>(tokens.square)[i]) / unit;
+    });
   };
 
   at::Tensor rows = start.to(at::kDouble).contiguous().clone(), best = rows.clone();
@@ -198,8 +198,7 @@ at::Tensor rows_by_output_error(const TokenOutputs& tokens, const RoutingRule& r
     std::fill(gradient.begin(), gradient.end(), 0.0);
     sum_over_tokens(tokens.input, tokens.group_end, rows.to(at::kFloat), training, ranks, gradient.data(),
                     [&](int64_t i, const float* z, float* slope) {
-                      thread_local TokenGates gates(0);
-                      if (gates.K != static_cast<size_t>(K)) gates = TokenGates(K);
+                      TokenGates& gates = gates_of_thread(K);
                       gates.set(z, rule, temperature);
                       const double error = gates.error(const_data<float>(tokens.gram) + i * K * K, const_data<float>(tokens.dot) + i * K);
                       gates.slope(rule, temperature, 1 / unit, slope);

@@ -5,12 +5,21 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "forward/products.h"
 #include "hcsmoe/reconstruction.h"
 
 namespace hcsmoe {
+
+inline constexpr int64_t most_output_tokens = 16384;  // sampled, of all ranks
+
+/// Tokens whose outputs [tokens, K, D] are in memory at a time: 256 MiB, or one row block.
+inline int64_t output_chunk(int64_t K, int64_t D) {
+  return std::max<int64_t>(1, (int64_t{256} << 20) / (K * D * 4 * routed_row_block)) * routed_row_block;
+}
 
 struct TokenOutputs {
   std::vector<int32_t> rows;       // sampled tokens of this rank: training tokens ascending, then held-out ones

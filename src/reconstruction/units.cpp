@@ -118,7 +118,8 @@ const Units& UnitsOfExperts::of(const ExpertWeights& expert, const std::vector<R
     }
     for (int64_t r = 0; r < routed_row_block; ++r) {
       const float weight = r < here ? weights[static_cast<size_t>(begin + r)] : 0;
-      for (int64_t c = 0; c < F; ++c) values[r * F + c] *= weight;
+      float* const row = values + r * F;
+      for (int64_t c = 0; c < F; ++c) row[c] *= weight;
     }
   });
   return units;

@@ -20,17 +20,19 @@ class BoundedSums {
     int exponent = 0;
     std::frexp(bound, &exponent);            // bound < 2^exponent
     shift_ = bound > 0 ? 50 - exponent : 0;  // a sum is below 2^50 units, which the kernel's rounding needs
+    unit_ = std::ldexp(1.0, -shift_);
   }
 
   /// What quantised_add (forward/row_kernels.h) multiplies by.
   double scale() const { return std::ldexp(1.0, shift_); }
   int64_t* units() { return units_.data(); }
   void all_reduce(const Ranks& ranks) { ranks.all_reduce_sum(units_); }
-  double value(int64_t i) const { return std::ldexp(static_cast<double>(units_[static_cast<size_t>(i)]), -shift_); }
+  double value(int64_t i) const { return static_cast<double>(units_[static_cast<size_t>(i)]) * unit_; }
 
  private:
   std::vector<int64_t> units_;
   int shift_ = 0;
+  double unit_ = 1;
 };
 
 }  // namespace hcsmoe

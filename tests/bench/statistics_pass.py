@@ -19,9 +19,9 @@ import subprocess
 import tempfile
 import time
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
+
+from random_checkpoint import environment, make_checkpoint
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--hidden", type=int, default=512)
@@ -34,37 +34,9 @@ parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32
 parser.add_argument("--repeats", type=int, default=5)
 parser.add_argument("--each", action="store_true")
 args = parser.parse_args()
-D, E, F, L, V, H = args.hidden, args.experts, args.width, args.layers, 1024, args.hidden // 64
+D, E, F, L = args.hidden, args.experts, args.width, args.layers
 dtype = getattr(torch, args.dtype)
 program = os.path.join(os.environ.get("HCSMOE_BUILD", "build"), "hcsmoe_dist")
-environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1",
-                   OMPI_MCA_mpi_yield_when_idle="1", OMPI_MCA_hwloc_base_binding_policy="none")
-
-
-def make_checkpoint(folder):
-    generator = torch.Generator().manual_seed(0)
-    weight = lambda *shape: (torch.randn(*shape, generator=generator) * shape[-1] ** -0.5).to(dtype)
-    tensors = {"model.embed_tokens.weight": weight(V, D), "model.norm.weight": torch.ones(D, dtype=dtype), "lm_head.weight": weight(V, D)}
-    for layer in range(L):
-        at = f"model.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{at}{norm}.weight"] = torch.ones(D, dtype=dtype)
-        for part in "qkvo":
-            tensors[f"{at}self_attn.{part}_proj.weight"] = weight(D, D)
-        for part in "qkv":
-            tensors[f"{at}self_attn.{part}_proj.bias"] = torch.zeros(D, dtype=dtype)
-        blocks = [f"{at}mlp.experts.{e}." for e in range(E)] + [f"{at}mlp.shared_expert."]
-        for block in blocks:
-            tensors[f"{block}gate_proj.weight"], tensors[f"{block}up_proj.weight"] = weight(F, D), weight(F, D)
-            tensors[f"{block}down_proj.weight"] = weight(D, F)
-        tensors[f"{at}mlp.gate.weight"], tensors[f"{at}mlp.shared_expert_gate.weight"] = weight(E, D), weight(1, D)
-    save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-    config = dict(model_type="qwen2_moe", architectures=["Qwen2MoeForCausalLM"], hidden_size=D, num_hidden_layers=L, vocab_size=V,
-                  num_attention_heads=H, num_key_value_heads=H, intermediate_size=F, moe_intermediate_size=F,
-                  shared_expert_intermediate_size=F, num_experts=E, num_experts_per_tok=4, hidden_act="silu")
-    json.dump(config, open(os.path.join(folder, "config.json"), "w"))
-    ids = np.random.default_rng(0).integers(0, V, (args.sequences, args.length)).astype(np.int32)
-    np.save(os.path.join(folder, "ids.npy"), ids)
 
 
 def product_rate(seconds=1.5):
@@ -92,7 +64,7 @@ def collect(folder, ranks, threads, *arguments):
         json.dump({"model": folder, "work": work, "calibration": {"files": [os.path.join(folder, "ids.npy")], "sequences": args.sequences,
                                                                   "length": args.length},
                    "compression": {"method": "hc-smoe"}, "device": {"dtype": args.dtype, "threads": threads}}, out)
-    done = subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config, *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run(["mpirun", "-np", str(ranks), program, "collect", config, *arguments], env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     run = json.load(open(os.path.join(work, "run.json")))
@@ -102,7 +74,7 @@ def collect(folder, ranks, threads, *arguments):
 with tempfile.TemporaryDirectory() as parent:
     folder = os.path.join(parent, "model")
     os.mkdir(folder)
-    make_checkpoint(folder)
+    make_checkpoint(folder, D, E, F, L, dtype, args.sequences, args.length)
     if args.each:
         recipes = {"none": ["method=f-prune"], "output_sum": ["method=hc-smoe"], "token_output_gram": ["method=o-prune"],
                    "output_cka": ["method=dek"], "weight_gram": ["feature=weight"], "weight_cka": ["feature=weight_cka"], "all": ["--all"]}

@@ -143,6 +143,18 @@ TEST(RowKernels, NormAndDot) {
       largest = std::max(largest, std::fabs(static_cast<double>(out[i]) - exact) / (std::fabs(exact) + 1e-20));
     }
     EXPECT_NEAR(dot(x.data(), wide_w.data(), width), product, 1e-10 * (1 + std::fabs(product)));
+    EXPECT_NEAR(dot(x.data(), w.data(), width), product, 1e-10 * (1 + std::fabs(product)));
+    EXPECT_NEAR(squared(x.data(), width), squares, 1e-9 * (1 + squares));
+    double distance = 0;
+    std::vector<float> multiplied(x.size()), added(w);
+    multiply(x.data(), w.data(), width, multiplied.data());
+    multiply_and_add(w.data(), x.data(), x.data(), width, added.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      distance += std::pow(static_cast<double>(x[i]) - wide_w[i], 2);
+      EXPECT_EQ(multiplied[i], x[i] * w[i]);
+      EXPECT_FLOAT_EQ(added[i], w[i] * w[i] + x[i] * x[i]);
+    }
+    EXPECT_NEAR(squared_difference(x.data(), w.data(), width), distance, 1e-10 * (1 + distance));
     const std::vector<uint16_t> xh = half(x);
     double half_product = 0;
     for (size_t i = 0; i < x.size(); ++i) half_product += static_cast<double>(wide(xh[i])) * wide_w[i];
