@@ -162,7 +162,8 @@ TEST(PlanJson, RecipeThereAndBack) {
 // Plans of before these keys were there.
 TEST(PlanJson, MissingRecipeKeysAreDefaults) {
   ordered_json json = ordered_json::parse(plan_to_json(example()));
-  for (const char* key : {"reconstruction", "propagate", "rounds", "init", "seed", "max_cluster_size", "protect"}) json["recipe"].erase(key);
+  for (const char* key : {"reconstruction", "propagate", "rounds", "init", "seed", "max_cluster_size", "protect"})
+    json["recipe"].erase(key);
   const Recipe recipe = plan_from_json(json.dump(), "plan.json").recipe;
   EXPECT_EQ(recipe.reconstruction, Reconstruction::none);
   EXPECT_EQ(recipe.propagate, Propagate::original);
