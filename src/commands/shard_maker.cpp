@@ -101,7 +101,8 @@ void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, co
   const std::string before = earlier_layers_;
   const bool valid = is_valid(layer, sample_input);
   // A stream through the compressed layers needs every block.
-  if (valid && !(needs_tokens(recipe_) && recipe_.propagate == Propagate::compressed)) return;
+  const bool streams = pass && needs_tokens(recipe_) && recipe_.propagate == Propagate::compressed;
+  if (valid && !streams) return;
   earlier_layers_ = before;
   const ShardOrigin origin = origin_of(layer, sample_input);
   if (needs_tokens(recipe_)) {

@@ -147,6 +147,7 @@ def test_a_plan_and_shards_are_used_again(golden, tmp_path, compression):
             assert len(chosen) == 1 and chosen[0]["error"] == min(score["error"] for score in layer["scores"] if "error" in score)
 
     folder = tmp_path / "apply"
+    shutil.copytree(work / "statistics", folder / "output.work" / "statistics")  # of the tokens on which units are compared
     run_job(folder, 3, job | {"output": str(folder / "output")}, "apply", arguments=["--plan", work / "plan.json"])
     assert digests(folder / "output") == made
 
