@@ -160,6 +160,7 @@ def main():
     arguments.add_argument("--sequences", type=int, nargs="+", default=[64], help="of 256 tokens; several only with --table calibration")
     arguments.add_argument("--documents", type=int, default=400, help="of the validation text")
     arguments.add_argument("--items", type=int, default=200, help="of each task")
+    arguments.add_argument("--only", default="", help="of our steps, those whose names contain this")
     arguments.add_argument("--measured", action="store_true", help="measure nothing, show what results.jsonl holds")
     arguments.add_argument("--write", action="store_true", help="into docs/quality.md")
     chosen = arguments.parse_args()
@@ -175,7 +176,8 @@ def main():
             if chosen.table != "calibration":
                 bed.measure_plans(experts, PUBLISHED)
             for name in STEPS if chosen.table != "calibration" else CALIBRATION_NAMES:
-                bed.measure_export(experts, name, STEPS[name])
+                if chosen.only in name:
+                    bed.measure_export(experts, name, STEPS[name])
     text = calibration_table(chosen, results) if chosen.table == "calibration" else main_table(beds, chosen, results)
     print(text)
     print(seconds_of(chosen, results))
