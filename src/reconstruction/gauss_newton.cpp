@@ -134,7 +134,7 @@ class Problem {
   /// Sum over the training rows of |x|^2 / unit.
   double squared(const at::Tensor& x) const {
     const auto* const values = const_data<float>(x);
-    return sum_over_rows(training_, ranks_, [&](int64_t row) { return squared(values + row * D_, D_) / task_.unit; });
+    return sum_over_rows(training_, ranks_, [&](int64_t row) { return hcsmoe::squared(values + row * D_, D_) / task_.unit; });
   }
 
   template <class Work>
