@@ -110,7 +110,7 @@ void inspect(Job& job) {
         line("    the fit of one expert",
              bytes(memory.expert_tokens) + " with twice the mean number of tokens, and " + bytes(memory.matrices) + " of its equations");
       }
-      if (recipe.reconstruction != Reconstruction::none) line("    or: outputs for the router", bytes(memory.output_grams));
+      if (recipe.reconstruction != Reconstruction::none) line("    or: the router's outputs", bytes(memory.output_grams));
     }
     double output = 0, shards = 0;
     size_t files = 0;
