@@ -132,7 +132,7 @@ def demo_job(output) -> dict:
         "model": str(DEMO_MODEL),
         "output": str(output),
         "calibration": {"files": [str(DEMO_TEXT)], "sequences": 12, "length": 128},
-        "compression": {"experts": 0.5},
+        "compression": {"experts": 0.5, "rounds": 1},  # by the default method
     }
 
 
