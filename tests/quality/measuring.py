@@ -8,6 +8,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "tests" / "data" / "demo"
+LENGTH, DTYPE = 256, "float32"
 HEADER = ["| | perplexity | KL | top-1 agreement | accuracy |", "|---|---|---|---|---|"]
 
 
@@ -47,9 +48,9 @@ def configuration(folder: Path, chosen, model: Path, calibration: Path, validati
     return {
         "model": str(model),
         "work": str(folder / "work"),
-        "calibration": {"files": [str(calibration)], "sequences": sequences, "length": 256},
+        "calibration": {"files": [str(calibration)], "sequences": sequences, "length": LENGTH},
         "compression": {"experts": 8},
-        "device": {"dtype": "float32", "threads": chosen.threads or max(1, (os.cpu_count() or 1) // chosen.ranks)},
+        "device": {"dtype": DTYPE, "threads": chosen.threads or max(1, (os.cpu_count() or 1) // chosen.ranks)},
         "evaluation": {"perplexity": [str(text)], "tasks": [str(file) for file in tasks]},
     }
 
@@ -73,14 +74,13 @@ def row(name: str, model: dict, kl_digits=3) -> str:
     return "| " + " | ".join([name, perplexity, *compared, cell(model["mean"]["acc"], 3)]) + " |"
 
 
-def caption(original: dict, config: dict) -> str:
+def caption(original: dict, sequences: int) -> str:
     (text,) = original["perplexity"]
-    calibration = config["calibration"]
     return (
-        f"Calibration: {calibration['sequences']} x {calibration['length']} tokens. Perplexity, KL divergence from the original (nats) and "
+        f"Calibration: {sequences} x {LENGTH} tokens. Perplexity, KL divergence from the original (nats) and "
         f"top-1 agreement on {text['positions']:,} tokens in windows of {text['length']}; accuracy: mean over "
         f"{len(original['tasks'])} tasks of {sum(task['items'] for task in original['tasks']):,} questions in all; ± one standard error; "
-        f"computed in {config['device']['dtype']}."
+        f"computed in {DTYPE}."
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from measuring import DEMO, HEADER, REPOSITORY, Program, caption, configuration, evaluate_plans, row, sets, write_between
 
+SEQUENCES = 64
 PAGE = REPOSITORY / "docs" / "methods.md"
 BEGIN, END = "<!-- tests/quality/methods_table.py: begin -->", "<!-- tests/quality/methods_table.py: end -->"
 
@@ -71,10 +72,10 @@ def make_plans(program: Program, work: Path, counts: list, chosen: dict) -> tupl
     return plans, refused
 
 
-def tables(results: dict, config: dict) -> str:
+def tables(results: dict) -> str:
     """Markdown. results: K -> {variant: model}."""
     original = next(iter(results.values()))["original"]
-    lines = [caption(original, config)]
+    lines = [caption(original, SEQUENCES)]
     for count, models in results.items():
         lines += ["", f"**{count} of {original['experts']} experts**", ""]
         lines += HEADER
@@ -98,7 +99,7 @@ def main():
     work = chosen.folder / "work"
     (work / "plans").mkdir(parents=True, exist_ok=True)
     data = DEMO / "data"
-    config = configuration(chosen.folder, chosen, DEMO / "model", data / "calibration.jsonl", data / "validation.jsonl", 64)
+    config = configuration(chosen.folder, chosen, DEMO / "model", data / "calibration.jsonl", data / "validation.jsonl", SEQUENCES)
     program = Program(chosen.program, chosen.folder, chosen.ranks, config)
     program.collect()
     variants = {name: settings for name, settings in VARIANTS.items() if chosen.only in name}
@@ -108,7 +109,7 @@ def main():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if not results:
         sys.exit("no variant is left")
-    text = tables(results, config)
+    text = tables(results)
     print(text)
     if chosen.write:
         write_between(PAGE, BEGIN, END, text)

@@ -14,7 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
-from measuring import DEMO, HEADER, REPOSITORY, Program, caption, configuration, evaluate_plans, row, sets, write_between
+from measuring import DEMO, HEADER, LENGTH, REPOSITORY, Program, caption, configuration, evaluate_plans, row, sets, write_between
 
 PAGE = REPOSITORY / "docs" / "quality.md"
 
@@ -74,8 +74,8 @@ class Bed:
         folder = chosen.folder / str(sequences)
         folder.mkdir(parents=True, exist_ok=True)
         self.work, self.sequences, self.results = folder / "work", sequences, results
-        self.config = configuration(folder, chosen, chosen.model, chosen.calibration, chosen.validation, sequences)
-        self.program = Program(chosen.program, folder, chosen.ranks, self.config)
+        config = configuration(folder, chosen, chosen.model, chosen.calibration, chosen.validation, sequences)
+        self.program = Program(chosen.program, folder, chosen.ranks, config)
         if not (self.work / "statistics").exists():
             self.program.collect()
         if (sequences, 0, COLLECT) not in results:
@@ -107,7 +107,7 @@ class Bed:
         self.results.add(self.sequences, experts, name, run["seconds"]["sweep"], exported)
 
 
-def main_table(beds: dict, chosen, results: Results) -> str:
+def main_table(chosen, results: Results) -> str:
     (sequences,) = chosen.sequences
     lines = []
     for experts in sorted(chosen.experts, reverse=True):
@@ -115,7 +115,7 @@ def main_table(beds: dict, chosen, results: Results) -> str:
         if not names:
             continue
         original = results[sequences, experts, ORIGINAL]["model"]
-        lines = lines or [caption(original, beds[sequences].config)]
+        lines = lines or [caption(original, sequences)]
         lines += ["", f"**{experts} of {original['experts']} experts**", "", *HEADER]
         lines += [row(name, results[sequences, experts, name]["model"], 4) for name in names]
     return "\n".join(lines) + "\n"
@@ -127,7 +127,7 @@ def calibration_table(chosen, results: Results) -> str:
         for sequences in sorted(chosen.sequences):
             for name in (NO_RECONSTRUCTION, PROPAGATED, AUTO):
                 if (sequences, experts, name) in results:
-                    lines.append(f"| {sequences * 256:,} | {experts} " + row(CALIBRATION_NAMES[name], results[sequences, experts, name]["model"], 4))
+                    lines.append(f"| {sequences * LENGTH:,} | {experts} " + row(CALIBRATION_NAMES[name], results[sequences, experts, name]["model"], 4))
     return "\n".join(lines) + "\n"
 
 
@@ -138,8 +138,8 @@ def seconds_of(chosen, results: Results) -> str:
     """Of the sweep through the layers, for docs/quality.md's paragraph on cost."""
     lines = []
     for sequences in chosen.sequences:
-        collect = results[sequences, 0, COLLECT]["seconds"]
-        lines.append(f"{sequences} sequences: every statistic {collect:.1f} s")
+        if (sequences, 0, COLLECT) in results:
+            lines.append(f"{sequences} sequences: every statistic {results[sequences, 0, COLLECT]['seconds']:.1f} s")
         for (found, experts, name), line in sorted(results.found.items()):
             if found == sequences and experts in chosen.experts and line["seconds"] is not None:
                 lines.append(f"    {experts} experts, {name}: {line['seconds']:.1f} s")
@@ -170,15 +170,15 @@ def main():
     chosen.folder = chosen.folder.resolve()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     results = Results(chosen.folder / "results.jsonl")
-    beds = {sequences: Bed(chosen, sequences, results) for sequences in chosen.sequences}
-    for experts in [] if chosen.measured else chosen.experts:
+    beds = {} if chosen.measured else {sequences: Bed(chosen, sequences, results) for sequences in chosen.sequences}
+    for experts in chosen.experts:
         for bed in beds.values():
             if chosen.table != "calibration":
                 bed.measure_plans(experts, PUBLISHED)
             for name in STEPS if chosen.table != "calibration" else CALIBRATION_NAMES:
                 if chosen.only in name:
                     bed.measure_export(experts, name, STEPS[name])
-    text = calibration_table(chosen, results) if chosen.table == "calibration" else main_table(beds, chosen, results)
+    text = calibration_table(chosen, results) if chosen.table == "calibration" else main_table(chosen, results)
     print(text)
     print(seconds_of(chosen, results))
     if chosen.write:
