@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The table of docs/methods.md: every method at 12, 8 and 6 of the demo model's 16 experts. One calibration pass, a plan for each method and
-number of experts, and one evaluation a number of experts, which measures the plans against the original without making checkpoints.
+"""The table of docs/methods.md: every method at 12, 8 and 6 of the demo model's 16 experts. One calibration pass, a plan for each method
+and number of experts, and one evaluation a number of experts, which measures the plans against the original without making checkpoints.
 
     .deps/python/bin/python tests/quality/methods_table.py            prints the tables (minutes on two cores)
     .deps/python/bin/python tests/quality/methods_table.py --write    also puts them into docs/methods.md

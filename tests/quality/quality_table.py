@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The tables of docs/quality.md: published methods as they are, and reconstruction step by step up to the default, on checkpoints that were exported.
+"""The tables of docs/quality.md: published methods as they are, and reconstruction step by step up to the default, on exported checkpoints.
 
     .deps/python/bin/python tests/quality/quality_table.py                           the demo model (half an hour on two cores)
     .deps/python/bin/python tests/quality/quality_table.py --table calibration --experts 8 --sequences 8 64 256
     .deps/python/bin/python tests/quality/quality_table.py --table other --model DIR --calibration FILE --validation FILE --experts 6 4 3
 
-Each measurement is a line of FOLDER/results.jsonl, and what stands there is not measured again: a run that was broken off continues. --write puts
-the table into docs/quality.md, between the marks of its name.
+Each measurement is a line of FOLDER/results.jsonl, and what stands there is not measured again: a run that was broken off continues. --write
+puts the table into docs/quality.md, between the marks of its name.
 """
 
 import argparse
@@ -127,7 +127,8 @@ def calibration_table(chosen, results: Results) -> str:
         for sequences in sorted(chosen.sequences):
             for name in (NO_RECONSTRUCTION, PROPAGATED, AUTO):
                 if (sequences, experts, name) in results:
-                    lines.append(f"| {sequences * LENGTH:,} | {experts} " + row(CALIBRATION_NAMES[name], results[sequences, experts, name]["model"], 4))
+                    model = results[sequences, experts, name]["model"]
+                    lines.append(f"| {sequences * LENGTH:,} | {experts} " + row(CALIBRATION_NAMES[name], model, 4))
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +151,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--table", choices=["demo", "calibration", "other"], default="demo")
     arguments.add_argument("--program", type=Path, default=REPOSITORY / "build" / "hcsmoe_dist")
-    arguments.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "quality-table", help="for statistics, checkpoints and results")
+    arguments.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "quality-table", help="for statistics and results")
     arguments.add_argument("--model", type=Path, default=DEMO / "model")
     arguments.add_argument("--calibration", type=Path, default=DEMO / "data" / "calibration.jsonl")
     arguments.add_argument("--validation", type=Path, default=DEMO / "data" / "validation.jsonl")
