@@ -34,6 +34,7 @@ MPI_ENVIRONMENT = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "OMP_WAIT_POLICY": "passive",  # threads that spin starve each other where there are more of them than cores
 }
 
 
