@@ -9,3 +9,5 @@ export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
 export OMPI_MCA_hwloc_base_binding_policy=none
 # Containers may forbid one process to read another's memory; messages go through shared memory instead.
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
+# Threads that wait sleep instead of spinning on cores that others need.
+export OMP_WAIT_POLICY=passive
