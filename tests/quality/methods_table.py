@@ -95,6 +95,7 @@ def main():
     arguments.add_argument("--only", default="", help="variants whose names contain this")
     arguments.add_argument("--write", action="store_true", help="into docs/methods.md")
     chosen = arguments.parse_args()
+    chosen.folder = chosen.folder.resolve()
 
     work = chosen.folder / "work"
     (work / "plans").mkdir(parents=True, exist_ok=True)
