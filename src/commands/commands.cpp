@@ -12,6 +12,11 @@ namespace {
 
 std::filesystem::path plan_file(const Config& config) { return config.work / "plan.json"; }
 
+void save_in_background(Background& background, const Job& job, const ExpertStatistics& statistics) {
+  background.submit(
+      [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
+}
+
 }  // namespace
 
 void describe(const Job& job, const Compute& compute) {
@@ -144,10 +149,7 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
     std::vector<LayerPlan> candidates;
     job.ranks.on_root([&] {
       const ExpertStatistics statistics = wanted ? pass.statistics : load_statistics(statistics_file(job.config.work, index));
-      if (wanted) {
-        background.submit(
-            [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
-      }
+      if (wanted) save_in_background(background, job, statistics);
       for (const Recipe& recipe : chooses ? auto_candidates(made.recipe) : std::vector<Recipe>{made.recipe}) {
         candidates.push_back(plan_layer(statistics, recipe, job.model.routing));
         if (chooses) candidates.back().method = candidate_name(recipe);
@@ -206,9 +208,7 @@ void collect(Job& job) {
   Background background;
   sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
     job.ranks.on_root([&] {
-      background.submit([&job, statistics = pass.statistics] {
-        save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
-      });
+      save_in_background(background, job, pass.statistics);
       background.check();
     });
   });

@@ -36,14 +36,11 @@ void write_shard(const Job& job, int64_t layer, const ShardOrigin& origin, const
 }
 
 void write_block(const Job& job, int64_t layer, const ShardOrigin& origin, const SparseBlock& block) {
-  // Tensor names of the original's first expert have its types: a compressed block keeps them.
-  const DType expert_type = job.checkpoint.info(expert_tensor_name(job.model, layer, 0, ExpertPart::gate)).dtype;
-  const DType router_type = job.checkpoint.info(tensor_name(job.model.names.router, layer)).dtype;
   write_shard(job, layer, origin, [&](const TensorSink& sink) {
     for (const auto& [name, tensor] : named(job.model, layer, block)) {
       const at::Tensor values = tensor.contiguous();
-      const bool router = name == tensor_name(job.model.names.router, layer);
-      sink(name, router ? router_type : expert_type, values.sizes().vec(),
+      // The original has a tensor of this name, and a compressed block keeps its type.
+      sink(name, job.checkpoint.info(name).dtype, values.sizes().vec(),
            {static_cast<const std::byte*>(values.const_data_ptr()), values.nbytes()});
     }
   });

@@ -47,21 +47,14 @@ class Aligner {
       const size_t end = std::min(last, begin + batch);
       if (merge_ != Merge::zipit) prepare_references(pieces, begin, end);
       std::vector<std::vector<int32_t>> found(end - begin);
-      on_one_thread_each(end - begin, [&](size_t i) { found[i] = match(pieces[begin + i]); });
+      for_each_task(static_cast<int64_t>(end - begin),
+                    [&](int64_t i, int) { found[static_cast<size_t>(i)] = match(pieces[begin + static_cast<size_t>(i)]); });
       for (const auto& units : found) all.insert(all.end(), units.begin(), units.end());
     }
     return all;
   }
 
  private:
-  /// libtorch opens a parallel region for two tasks or more, and only there is a product sure to run on one thread: hence one task more
-  /// than there is work.
-  static void on_one_thread_each(size_t tasks, const std::function<void(size_t)>& task) {
-    for_each_task(static_cast<int64_t>(tasks) + 1, [&](int64_t i, int) {
-      if (i < static_cast<int64_t>(tasks)) task(static_cast<size_t>(i));
-    });
-  }
-
   ExpertWeights weights(const Cluster& cluster, size_t member) const {
     const int64_t D = model_.hidden_size, F = model_.expert_intermediate, expert = cluster.members[member];
     const auto tensor = [&](ExpertPart part, std::vector<int64_t> shape) {
@@ -82,9 +75,9 @@ class Aligner {
     }
     references_ = std::move(kept);
     std::vector<at::Tensor> made(missing.size());
-    on_one_thread_each(missing.size(), [&](size_t i) {
-      const Cluster& cluster = plan_.clusters[missing[i]];
-      made[i] = standardised(unit_activations(x_, weights(cluster, reference_member(cluster))));
+    for_each_task(static_cast<int64_t>(missing.size()), [&](int64_t i, int) {
+      const Cluster& cluster = plan_.clusters[missing[static_cast<size_t>(i)]];
+      made[static_cast<size_t>(i)] = standardised(unit_activations(x_, weights(cluster, reference_member(cluster))));
     });
     for (size_t i = 0; i < missing.size(); ++i) references_[missing[i]] = made[i];
   }

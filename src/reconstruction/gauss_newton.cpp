@@ -3,7 +3,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cholesky_solve.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -22,8 +21,8 @@ constexpr double damping = 0.1;  // share of the mean diagonal
 /// Cholesky factor in float32 of a damped float64 matrix; undefined where it is not positive definite.
 at::Tensor factor_of(at::Tensor matrix) {
   add_ridge(matrix, damping);
-  const auto [factor, info] = on_one_thread([&] { return at::linalg_cholesky_ex(matrix); });
-  return *info.const_data_ptr<int>() == 0 ? factor.to(at::kFloat) : at::Tensor();
+  const at::Tensor factor = cholesky_factor(matrix);
+  return factor.defined() ? factor.to(at::kFloat) : factor;
 }
 
 struct Preconditioner {

@@ -1,11 +1,13 @@
 #include "reconstruction/normal_equations.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/cholesky_solve.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/mm_ops.h>
 
 #include <algorithm>
 #include <bit>
+#include <tuple>
 
 #include "forward/products.h"
 #include "forward/row_kernels.h"
@@ -80,15 +82,20 @@ void add_ridge(at::Tensor& matrix, double share) {
   for (int64_t i = 0; i < n; ++i) data<double>(matrix)[i * n + i] += share * trace / static_cast<double>(n);
 }
 
+at::Tensor cholesky_factor(const at::Tensor& matrix) {
+  at::Tensor factor, info;
+  for_each_task(1, [&](int64_t, int) { std::tie(factor, info) = at::linalg_cholesky_ex(matrix); });
+  return *info.const_data_ptr<int>() == 0 ? factor : at::Tensor();
+}
+
 at::Tensor ridge_solution(const at::Tensor& gram, const at::Tensor& right, double ridge, const Ranks& ranks) {
   at::Tensor matrix = gram.clone();
   add_ridge(matrix, ridge);
-  const auto [factor, info] = on_one_thread([&] { return at::linalg_cholesky_ex(matrix); });
-  if (*info.const_data_ptr<int>() != 0) return {};
-  const at::Tensor transposed =
-      in_panels(right.size(1), right.size(0), at::kDouble, ranks, [&, &lower = factor](int64_t first, int64_t width) {
-        return at::cholesky_solve(right.narrow(1, first, width).contiguous(), lower).t().contiguous();
-      });
+  const at::Tensor factor = cholesky_factor(matrix);
+  if (!factor.defined()) return {};
+  const at::Tensor transposed = in_panels(right.size(1), right.size(0), at::kDouble, ranks, [&](int64_t first, int64_t width) {
+    return at::cholesky_solve(right.narrow(1, first, width).contiguous(), factor).t().contiguous();
+  });
   return transposed.t().contiguous();
 }
 

@@ -20,6 +20,10 @@ at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::ve
 /// Adds share * mean of its diagonal to the diagonal of a square matrix.
 void add_ridge(at::Tensor& matrix, double share);
 
+/// The lower Cholesky factor, by LAPACK on one thread: with more it may sum in another order. Undefined where the matrix is not positive
+/// definite.
+at::Tensor cholesky_factor(const at::Tensor& matrix);
+
 /// (gram + ridge * mean diagonal)^-1 right by Cholesky: float64 [I, O]; undefined where the matrix is not positive definite. Columns are
 /// dealt to ranks and threads. Collective.
 at::Tensor ridge_solution(const at::Tensor& gram, const at::Tensor& right, double ridge, const Ranks&);

@@ -1,7 +1,6 @@
 #pragma once
 // Matrices that every rank needs and the ranks make together: panels of rows are dealt to ranks and threads.
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
@@ -15,17 +14,6 @@
 namespace hcsmoe {
 
 inline constexpr int64_t panel_rows = 128;
-
-/// LAPACK and products on this thread alone: with more threads they may sum in another order.
-template <class Work>
-auto on_one_thread(const Work& work) {
-  struct Restore {
-    int threads = at::get_num_threads();
-    ~Restore() { at::set_num_threads(threads); }
-  } restore;
-  at::set_num_threads(1);
-  return work();
-}
 
 /// make(first, width) gives rows [first, first + width) as a contiguous [width, columns] of this type; it runs on any thread of any rank.
 /// The whole matrix, on every rank. Collective.
@@ -42,11 +30,7 @@ at::Tensor in_panels(int64_t rows, int64_t columns, at::ScalarType type, const R
     std::memcpy(panel(p), made.const_data_ptr(), static_cast<size_t>(width(p)) * row_bytes);
   };
   const int64_t mine = count > ranks.rank() ? (count - ranks.rank() + P - 1) / P : 0;
-  if (mine == 1) {
-    on_one_thread([&] { make_panel(ranks.rank()); });
-  } else {
-    for_each_task(mine, [&](int64_t i, int) { make_panel(ranks.rank() + i * P); });
-  }
+  for_each_task(mine, [&](int64_t i, int) { make_panel(ranks.rank() + i * P); });
   for (int root = 0; root < P && P > 1; ++root) {
     std::string part;
     for (int64_t p = root; p < count && root == ranks.rank(); p += P) part.append(panel(p), static_cast<size_t>(width(p)) * row_bytes);
