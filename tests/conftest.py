@@ -26,7 +26,9 @@ BUILD = Path(os.environ.get("HCSMOE_BUILD", REPOSITORY / "build"))
 PROGRAM = BUILD / "hcsmoe_dist"
 FORWARD_LOGITS = BUILD / "forward_logits"
 NAMES = [recipe.name for recipe in RECIPES]
-ONE_A_FAMILY = ["mixtral_bf16_window", "qwen2_moe_f32_sparse_step", "deepseek_f16_linear"]
+ONE_A_FAMILY = [
+    "mixtral_bf16_window", "qwen2_moe_f32_sparse_step", "deepseek_f16_linear", "glm4_moe_f32_groups", "deepseek_v3_bf16_yarn",
+]  # fmt: skip
 
 MPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

@@ -48,14 +48,18 @@ struct ExpertWeights {
   at::Tensor gate, up, down;
 };
 
-/// A sparse block that runs in place of the checkpoint's: the same routing rule over R router rows, which lead to K experts.
+/// A sparse block that runs in place of the checkpoint's: its routing rule (block_routing) over R router rows, which lead to K experts.
 struct SparseBlock {
   at::Tensor router;                   // [R, D]
   std::vector<ExpertWeights> experts;  // K
   /// [R]: the expert of each row. Several rows may lead to one expert, whose weights for a token are then added up (the aliasing of
   /// HC-SMoE's own evaluation). Empty: row r leads to expert r, R = K.
   std::vector<int64_t> expert_of_row;
+  at::Tensor correction_bias = {};  // [R]; undefined where the family has none
 };
+/// How a block's rows are routed, given the rule of the checkpoint's block of E experts: with the block's own correction biases, and
+/// without groups where there are fewer rows than E, because a cluster may have members of several.
+RoutingRule block_routing(const RoutingRule& original, int64_t experts, const SparseBlock&);
 
 /// What is left of tokens after the last layer: normed rows, whose products with the output matrix are the logits. The checkpoint and the
 /// description must outlive it.

@@ -48,9 +48,9 @@ double alignment_bytes(const ModelDescription&, Merge, int64_t sample, int threa
 using TensorSink =
     std::function<void(const std::string& name, const DType&, const std::vector<int64_t>& shape, std::span<const std::byte> bytes)>;
 
-/// Router first, then experts in order: gate, up, down. Sums in float32 in the order of the members, rounded once to the checkpoint's type;
-/// a cluster of one member that counts is copied byte for byte. One thread, one tensor in memory at a time. The result does not depend on
-/// anything but the arguments.
+/// Router first, then its correction biases if there are, then experts in order: gate, up, down. Sums in float32 in the order of the
+/// members, rounded once to the checkpoint's type; a cluster of one member that counts is copied byte for byte. One thread, one tensor in
+/// memory at a time. The result does not depend on anything but the arguments.
 void merge_layer(const Checkpoint&, const ModelDescription&, const LayerPlan&, const TensorSink&, const LayerUnits& units = {});
 
 /// The same tensors in memory, in the checkpoint's type: what runs in place of the layer's block (LayerSweep::finish_layer).

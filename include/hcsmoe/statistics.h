@@ -59,7 +59,7 @@ struct ExpertStatistics {
   int64_t tokens = 0;                   // T
   at::Tensor routed_count;              // int64 [E]     tokens that chose e in their top-k
   at::Tensor routed_weight_sum;         // float64 [E]   final routing weight over those tokens
-  at::Tensor router_probability_sum;    // float64 [E]   softmax score over all tokens
+  at::Tensor router_probability_sum;    // float64 [E]   score (softmax or sigmoid) over all tokens
   at::Tensor output_sum;                // float64 [E, D] E_e(x) over ALL tokens, not weighted by the router
   at::Tensor routed_output_norm_sum;    // float64 [E]   ||E_e(x)|| over tokens routed to e
   at::Tensor weighted_output_norm_sum;  // float64 [E]   g_e(x) ||E_e(x)|| over tokens routed to e

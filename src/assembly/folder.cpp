@@ -54,6 +54,9 @@ OtherFiles other_files(const Checkpoint& checkpoint) {
 std::string config_text(const Checkpoint& checkpoint, const ModelDescription& model, int64_t experts_kept) {
   nlohmann::ordered_json config = checkpoint.config();
   for (const std::string& key : model.expert_count_keys) config[key] = experts_kept;
+  if (experts_kept < model.experts) {
+    for (const auto& [key, value] : model.compressed_values) config[key] = value;
+  }
   return config.dump(2) + "\n";
 }
 

@@ -94,6 +94,7 @@ std::vector<OutputFile> output_layout(const Checkpoint& checkpoint, const ModelD
   std::vector<OutputTensor> tensors;
   std::unordered_set<int64_t> layers_placed;
   for (const TensorInfo& info : checkpoint.tensors()) {
+    if (experts_kept < model.experts && prediction_layer(model, info.name)) continue;
     const auto found = replaced.find(info.name);
     if (found == replaced.end()) {
       tensors.push_back({info, false, -1});

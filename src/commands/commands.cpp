@@ -58,7 +58,7 @@ Plan plan_from_statistics(Job& job) {
                           std::to_string(job.model.experts));
         }
         plan.origin = origin;
-        plan.layers.push_back(plan_layer(statistics, plan.recipe, job.model.routing));
+        plan.layers.push_back(plan_layer(statistics, plan.recipe, layer_routing(job.checkpoint, job.model, statistics.layer)));
       }
       save_plan(plan_file(job.config), plan);
       text = plan_to_json(plan);
@@ -151,7 +151,7 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
       const ExpertStatistics statistics = wanted ? pass.statistics : load_statistics(statistics_file(job.config.work, index));
       if (wanted) save_in_background(background, job, statistics);
       for (const Recipe& recipe : chooses ? auto_candidates(made.recipe) : std::vector<Recipe>{made.recipe}) {
-        candidates.push_back(plan_layer(statistics, recipe, job.model.routing));
+        candidates.push_back(plan_layer(statistics, recipe, layer_routing(job.checkpoint, job.model, statistics.layer)));
         if (chooses) candidates.back().method = candidate_name(recipe);
       }
     });

@@ -41,9 +41,10 @@ MeasuredModel measured(const Job& job, const std::filesystem::path& file, const 
   }
   if (plan.recipe.router != RouterMerge::alias) return entry;
   for (const LayerPlan& layer : plan.layers) {  // the rows that aliasing keeps
-    const TensorInfo& router = job.checkpoint.info(tensor_name(job.model.names.router, layer.layer));
     const auto rows = layer.experts - static_cast<int64_t>(layer.dropped.size()) - kept;
-    entry.bytes += router.bytes() / static_cast<uint64_t>(layer.experts) * static_cast<uint64_t>(rows);
+    for (const std::string& name : moe_tensor_names(job.model, layer.layer, 0)) {
+      entry.bytes += job.checkpoint.info(name).bytes() / static_cast<uint64_t>(layer.experts) * static_cast<uint64_t>(rows);
+    }
   }
   return entry;
 }

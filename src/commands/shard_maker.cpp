@@ -16,6 +16,7 @@ using Tensors = std::vector<std::pair<std::string, at::Tensor>>;
 /// A compressed block's tensors under their final names.
 Tensors named(const ModelDescription& model, int64_t layer, const SparseBlock& block) {
   Tensors tensors{{tensor_name(model.names.router, layer), block.router}};
+  if (block.correction_bias.defined()) tensors.emplace_back(tensor_name(model.names.correction_bias, layer), block.correction_bias);
   for (size_t k = 0; k < block.experts.size(); ++k) {
     const ExpertWeights& expert = block.experts[k];
     const auto name = [&](ExpertPart part) { return expert_tensor_name(model, layer, static_cast<int64_t>(k), part); };
@@ -178,7 +179,8 @@ SparseBlock ShardMaker::reconstructed(const LayerPlan& layer, const at::Tensor& 
   const at::Tensor router = job_.checkpoint.tensor(tensor_name(job_.model.names.router, layer.layer));  // [E, D]
   Recipe recipe = recipe_;
   recipe.rounds = rounds;
-  return reconstruct(tokens, {layer, job_.model.routing, router, recipe}, std::move(block), compute_, job_.ranks, report);
+  const RoutingRule rule = layer_routing(job_.checkpoint, job_.model, layer.layer);
+  return reconstruct(tokens, {layer, rule, router, recipe}, std::move(block), compute_, job_.ranks, report);
 }
 
 void ShardMaker::finish(const LayerPlan& layer, const ShardOrigin& origin, bool write, SparseBlock block, ReconstructionReport report) {

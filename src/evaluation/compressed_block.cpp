@@ -15,8 +15,13 @@ SparseBlock compressed_block(const Checkpoint& checkpoint, const ModelDescriptio
     for (const int64_t expert : plan.clusters[k].members) cluster_of[expert] = static_cast<int64_t>(k);
   }
   const at::Tensor rows = checkpoint.tensor(tensor_name(model.names.router, plan.layer));  // [E, D]
-  block.router = at::empty({static_cast<int64_t>(cluster_of.size()), rows.size(1)}, rows.options());
+  const auto R = static_cast<int64_t>(cluster_of.size());
+  const bool biased = block.correction_bias.defined();
+  const at::Tensor biases = biased ? checkpoint.tensor(tensor_name(model.names.correction_bias, plan.layer)) : at::Tensor();  // [E]
+  block.router = at::empty({R, rows.size(1)}, rows.options());
+  if (biased) block.correction_bias = at::empty({R}, biases.options());
   for (const auto& [expert, cluster] : cluster_of) {
+    if (biased) block.correction_bias[static_cast<int64_t>(block.expert_of_row.size())].copy_(biases[expert]);
     block.router[static_cast<int64_t>(block.expert_of_row.size())].copy_(rows[expert]);
     block.expert_of_row.push_back(cluster);
   }

@@ -111,9 +111,15 @@ void ConfigReader::require_text(const std::string& key, const std::string& only,
   if (found != only) throw UserError("config.json: " + key + " '" + found + "' is not supported, only '" + only + "'", why);
 }
 
-ModelDescription describe_decoder(const ConfigReader& config, const std::string& family) {
+ModelDescription describe_decoder(const ConfigReader& config, const std::string& family, AttentionKind attention) {
   ModelDescription model;
   model.family = family;
+  if (config.has("quantization_config")) {
+    throw UserError(
+        "config.json: the checkpoint is quantised (quantization_config), which is not supported",
+        "convert it to bfloat16 first; for checkpoints in fp8 with block scales, DeepSeek-V3's repository has fp8_cast_bf16.py. "
+        "Then remove the key from its config.json");
+  }
   model.hidden_size = config.integer("hidden_size", 1, largest_size);
   model.layers = config.integer("num_hidden_layers", 1, 10000);
   model.vocabulary = config.integer("vocab_size", 1, largest_size);
@@ -123,9 +129,12 @@ ModelDescription describe_decoder(const ConfigReader& config, const std::string&
     throw UserError("config.json: num_attention_heads " + std::to_string(model.heads) + " is not a multiple of num_key_value_heads " +
                     std::to_string(model.key_value_heads));
   }
-  model.head_size = config.integer("head_dim", 2, 65536, model.hidden_size / model.heads);
-  if (model.head_size < 2 || model.head_size % 2 != 0) {
-    throw UserError("config.json: the head size " + std::to_string(model.head_size) + " must be even, for rotary position embedding");
+  if (attention == AttentionKind::grouped) {
+    model.head_size = config.integer("head_dim", 2, 65536, model.hidden_size / model.heads);
+    if (model.head_size < 2 || model.head_size % 2 != 0) {
+      throw UserError("config.json: the head size " + std::to_string(model.head_size) + " must be even, for rotary position embedding");
+    }
+    model.rotary_size = model.head_size;
   }
   model.norm_epsilon = config.number("rms_norm_eps", 0, 1, 1e-6);
   model.tied_embeddings = config.boolean("tie_word_embeddings", false);
@@ -148,6 +157,37 @@ ModelDescription describe_decoder(const ConfigReader& config, const std::string&
   model.layer.resize(static_cast<size_t>(model.layers));
   for (int64_t l = 0; l < model.layers; ++l) model.layer[static_cast<size_t>(l)].index = l;
   return model;
+}
+
+void read_partial_rotary(const ConfigReader& config, double if_missing, ModelDescription& model) {
+  const double factor = config.number("partial_rotary_factor", 0, 1, if_missing);
+  model.rotary_size = static_cast<int64_t>(static_cast<double>(model.head_size) * factor);
+  if (model.rotary_size < 2 || model.rotary_size % 2 != 0) {
+    throw UserError("config.json: partial_rotary_factor rotates " + std::to_string(model.rotary_size) + " of the " +
+                    std::to_string(model.head_size) + " channels of a head; expected an even number of at least 2");
+  }
+}
+
+void read_sigmoid_routing(const ConfigReader& config, ModelDescription& model) {
+  config.require_text("scoring_func", "sigmoid", "the family's router has sigmoid scores");
+  config.require_text("topk_method", "noaux_tc", "the family chooses experts by biased scores, in the best groups");
+  RoutingRule& rule = model.routing;
+  rule.score = RoutingRule::Score::sigmoid;
+  rule.renormalise = config.boolean("norm_topk_prob", true);
+  rule.scale = config.number("routed_scaling_factor", 0, 1e6, 1);
+  rule.groups = config.integer("n_group", 1, model.experts, 1);
+  rule.top_groups = config.integer("topk_group", 1, rule.groups, 1);
+  const int64_t of_group = model.experts / rule.groups;
+  if (model.experts % rule.groups != 0 || of_group < 2 || rule.top_groups * of_group < rule.top_k) {
+    throw UserError("config.json: n_group " + std::to_string(rule.groups) + " and topk_group " + std::to_string(rule.top_groups) +
+                        " do not fit " + std::to_string(model.experts) + " experts and num_experts_per_tok " + std::to_string(rule.top_k),
+                    "groups are equal, of two experts at least, and the chosen ones hold all experts of a token");
+  }
+  // A cluster may have members of several groups, so that fewer experts are in one.
+  if (rule.groups > 1) model.compressed_values = {{"n_group", 1}, {"topk_group", 1}};
+  model.names.correction_bias = "model.layers.{layer}.mlp.gate.e_score_correction_bias";
+  model.prediction_layers = true;
+  if (config.integer("num_nextn_predict_layers", 0, 10000, 0) > 0) model.compressed_values.emplace_back("num_nextn_predict_layers", 0);
 }
 
 void name_mlp_tensors(ModelDescription& model, const std::string& shared) {

@@ -34,7 +34,15 @@ class ConfigReader {
 /// What every family here shares: sizes, attention heads, norm, embeddings and rotary position embedding (rope_theta and rope_scaling, or
 /// rope_parameters as newer transformers versions write them). Names follow the Llama layout:
 /// "model.layers.{layer}.self_attn.q_proj.weight".
-ModelDescription describe_decoder(const ConfigReader& config, const std::string& family);
+enum class AttentionKind { grouped, latent };
+ModelDescription describe_decoder(const ConfigReader& config, const std::string& family, AttentionKind = AttentionKind::grouped);
+
+/// The rotated channels of a head: partial_rotary_factor of them.
+void read_partial_rotary(const ConfigReader& config, double if_missing, ModelDescription& model);
+
+/// Sigmoid scores with a correction bias, and expert groups: n_group, topk_group, norm_topk_prob, routed_scaling_factor. experts, top_k and
+/// the names are set already. And num_nextn_predict_layers, which such models have.
+void read_sigmoid_routing(const ConfigReader& config, ModelDescription& model);
 
 /// Names of the feed-forward tensors where all of them lie under "mlp.": dense, router ("mlp.gate"), experts ("mlp.experts.{expert}"), and,
 /// if the model has a shared expert, those under "mlp.SHARED".

@@ -1,6 +1,7 @@
 #include "hcsmoe/families.h"
 
 #include <algorithm>
+#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "families/config_reader.h"
@@ -47,17 +48,36 @@ void check_layer(const Checkpoint& checkpoint, const ModelDescription& model, co
     check(up, {F, D});
     check(down, {D, F});
   };
-  const int64_t query = model.heads * model.head_size, key = model.key_value_heads * model.head_size;
   check(names.input_norm, {D});
   check(names.attention_norm, {D});
-  check(names.query, {query, D});
-  check(names.key, {key, D});
-  check(names.value, {key, D});
-  check(names.attention_output, {D, query});
-  if (model.query_key_value_bias) {
-    check_bias(names.query, query);
-    check_bias(names.key, key);
-    check_bias(names.value, key);
+  if (model.latent) {
+    const LatentAttention& latent = *model.latent;
+    if (latent.query_rank > 0) {
+      check(names.query_down, {latent.query_rank, D});
+      check(names.query_down_norm, {latent.query_rank});
+      if (model.query_key_value_bias) check_bias(names.query_down, latent.query_rank);
+    }
+    check(names.query, {model.heads * latent.key_size(), latent.query_rank > 0 ? latent.query_rank : D});
+    check(names.key_value_down, {latent.key_value_rank + latent.rotary, D});
+    check(names.key_value_down_norm, {latent.key_value_rank});
+    if (model.query_key_value_bias) check_bias(names.key_value_down, latent.key_value_rank + latent.rotary);
+    check(names.key_value_up, {model.heads * (latent.plain + latent.value), latent.key_value_rank});
+    check(names.attention_output, {D, model.heads * latent.value});
+  } else {
+    const int64_t query = model.heads * model.head_size, key = model.key_value_heads * model.head_size;
+    check(names.query, {query, D});
+    check(names.key, {key, D});
+    check(names.value, {key, D});
+    check(names.attention_output, {D, query});
+    if (model.query_key_value_bias) {
+      check_bias(names.query, query);
+      check_bias(names.key, key);
+      check_bias(names.value, key);
+    }
+    if (model.query_key_norm) {
+      check(names.query_norm, {model.head_size});
+      check(names.key_norm, {model.head_size});
+    }
   }
   if (model.attention_output_bias) check_bias(names.attention_output, D);
   if (!layer.moe) {
@@ -65,6 +85,7 @@ void check_layer(const Checkpoint& checkpoint, const ModelDescription& model, co
     return;
   }
   check(names.router, {model.experts, D});
+  if (!names.correction_bias.empty()) check(names.correction_bias, {model.experts});
   for (int64_t e = 0; e < model.experts; ++e) {
     const auto expert = [&](ExpertPart part) { return expert_tensor_name(model, l, e, part); };
     check_block(expert(ExpertPart::gate), expert(ExpertPart::up), expert(ExpertPart::down), model.expert_intermediate);
@@ -82,9 +103,8 @@ void check_layer(const Checkpoint& checkpoint, const ModelDescription& model, co
 
 const std::vector<Family>& families() {
   static const std::vector<Family> all = {
-      {"mixtral", describe_mixtral},
-      {"qwen2_moe", describe_qwen2_moe},
-      {"deepseek", describe_deepseek},
+      {"mixtral", describe_mixtral},         {"qwen2_moe", describe_qwen2_moe}, {"deepseek", describe_deepseek},
+      {"deepseek_v3", describe_deepseek_v3}, {"kimi_k2", describe_deepseek_v3}, {"glm4_moe", describe_glm4_moe},
   };
   return all;
 }
@@ -112,6 +132,7 @@ std::string expert_tensor_name(const ModelDescription& model, int64_t layer, int
 
 std::vector<std::string> moe_tensor_names(const ModelDescription& model, int64_t layer, int64_t experts) {
   std::vector<std::string> result = {tensor_name(model.names.router, layer)};
+  if (!model.names.correction_bias.empty()) result.push_back(tensor_name(model.names.correction_bias, layer));
   for (int64_t e = 0; e < experts; ++e) {
     for (const ExpertPart part : expert_parts) result.push_back(expert_tensor_name(model, layer, e, part));
   }
@@ -121,11 +142,24 @@ std::vector<std::string> moe_tensor_names(const ModelDescription& model, int64_t
 std::vector<std::string> layer_tensor_names(const ModelDescription& model, int64_t layer) {
   const TensorNames& names = model.names;
   std::vector<std::string> patterns = {names.input_norm, names.attention_norm};
-  for (std::string weight : {names.query, names.key, names.value, names.attention_output}) {
+  const auto add = [&](std::string weight, bool bias) {
     patterns.push_back(weight);
-    const bool bias = weight == names.attention_output ? model.attention_output_bias : model.query_key_value_bias;
     if (bias) patterns.push_back(weight.replace(weight.rfind("weight"), 6, "bias"));
+  };
+  if (model.latent) {
+    if (model.latent->query_rank > 0) {
+      add(names.query_down, model.query_key_value_bias);
+      add(names.query_down_norm, false);
+    }
+    add(names.query, false);
+    add(names.key_value_down, model.query_key_value_bias);
+    add(names.key_value_down_norm, false);
+    add(names.key_value_up, false);
+  } else {
+    for (const std::string& weight : {names.query, names.key, names.value}) add(weight, model.query_key_value_bias);
+    if (model.query_key_norm) patterns.insert(patterns.end(), {names.query_norm, names.key_norm});
   }
+  add(names.attention_output, model.attention_output_bias);
   const bool moe = model.layer.at(static_cast<size_t>(layer)).moe;
   if (moe) {
     if (model.shared_intermediate > 0) patterns.insert(patterns.end(), {names.shared_gate, names.shared_up, names.shared_down});
@@ -139,6 +173,25 @@ std::vector<std::string> layer_tensor_names(const ModelDescription& model, int64
     for (std::string& name : moe_tensor_names(model, layer, model.experts)) result.push_back(std::move(name));
   }
   return result;
+}
+
+std::optional<int64_t> prediction_layer(const ModelDescription& model, const std::string& tensor) {
+  const std::string prefix = "model.layers.";
+  if (!model.prediction_layers || !tensor.starts_with(prefix)) return std::nullopt;
+  int64_t layer = 0;
+  const char* const end = tensor.data() + tensor.size();
+  const auto [rest, error] = std::from_chars(tensor.data() + prefix.size(), end, layer);
+  if (error != std::errc() || rest == end || *rest != '.' || layer < model.layers) return std::nullopt;
+  return layer;
+}
+
+RoutingRule layer_routing(const Checkpoint& checkpoint, const ModelDescription& model, int64_t layer) {
+  RoutingRule rule = model.routing;
+  if (model.names.correction_bias.empty()) return rule;
+  const at::Tensor bias = checkpoint.tensor(tensor_name(model.names.correction_bias, layer)).to(at::kFloat).contiguous();  // [E]
+  const auto* const values = static_cast<const float*>(bias.const_data_ptr());
+  rule.correction.assign(values, values + bias.numel());
+  return rule;
 }
 
 ModelDescription describe_model(const Checkpoint& checkpoint) {

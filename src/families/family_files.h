@@ -10,5 +10,7 @@ namespace hcsmoe {
 ModelDescription describe_mixtral(const nlohmann::ordered_json& config);
 ModelDescription describe_qwen2_moe(const nlohmann::ordered_json& config);
 ModelDescription describe_deepseek(const nlohmann::ordered_json& config);
+ModelDescription describe_deepseek_v3(const nlohmann::ordered_json& config);
+ModelDescription describe_glm4_moe(const nlohmann::ordered_json& config);
 
 }  // namespace hcsmoe

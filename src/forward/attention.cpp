@@ -18,9 +18,18 @@ at::Tensor window_mask(int64_t positions, int64_t window, at::ScalarType dtype) 
   return at::full({positions, positions}, 0.0, at::TensorOptions().dtype(dtype)).masked_fill(visible.logical_not(), -INFINITY);
 }
 
-/// Adds bias and rotates the rows of one block in place; `position`: of the block's first row in its sequence. bias may be null.
-void finish_rows(const at::Tensor& block, int64_t rows, const float* bias, int64_t heads, int64_t head_size, const RotaryTable* table,
+/// What happens to the heads of a query or key between its projection and the attention. bias and norm may be null.
+struct HeadFinish {
+  int64_t heads, head_size, rotary_size;
+  const float* bias;  // [heads * head_size]
+  const float* norm;  // [head_size]
+  double norm_epsilon;
+};
+
+/// Adds bias, norms and rotates the rows of one block in place; `position`: of each row in its sequence.
+void finish_rows(const at::Tensor& block, int64_t rows, const HeadFinish& finish, const RotaryTable* table,
                  const std::vector<int64_t>& position, std::vector<float>& scratch) {
+  const auto& [heads, head_size, rotary_size, bias, norm, norm_epsilon] = finish;
   const int64_t width = heads * head_size;
   const bool half = block.scalar_type() == at::kBFloat16;
   scratch.resize(static_cast<size_t>(width));
@@ -30,9 +39,10 @@ void finish_rows(const at::Tensor& block, int64_t rows, const float* bias, int64
     if (bias) {
       for (int64_t c = 0; c < width; ++c) row[c] += bias[c];
     }
+    for (int64_t h = 0; norm && h < heads; ++h) rms_norm(row + h * head_size, norm, norm_epsilon, head_size, row + h * head_size);
     if (table) {
-      const int64_t at = position[static_cast<size_t>(r)] * (head_size / 2);
-      rotate(row, heads, head_size, const_data<float>(table->cos) + at, const_data<float>(table->sin) + at);
+      const int64_t at = position[static_cast<size_t>(r)] * (rotary_size / 2);
+      rotate(row, heads, head_size, rotary_size, false, const_data<float>(table->cos) + at, const_data<float>(table->sin) + at);
     }
     if (half) to_bfloat16(row, width, data<uint16_t>(block) + r * width);
   }
@@ -53,6 +63,11 @@ void LayerSweep::State::attention() {
     bv = float_weight(bias_of(model.names.value), "value bias");
   }
   if (model.attention_output_bias) bo = float_weight(bias_of(model.names.attention_output), "attention output bias");
+  at::Tensor query_norm, key_norm;
+  if (model.query_key_norm) {
+    query_norm = float_weight(model.names.query_norm, "query norm");
+    key_norm = float_weight(model.names.key_norm, "key norm");
+  }
   const auto pointer = [](const at::Tensor& t) { return t.defined() ? const_data<float>(t) : nullptr; };
   const auto window = model.layer[static_cast<size_t>(layer)].sliding_window;
 
@@ -69,7 +84,7 @@ void LayerSweep::State::attention() {
     std::vector<std::pair<const RotaryTable*, int64_t>> place(static_cast<size_t>(rows));
     for (size_t s = s0; s < s1; ++s) {
       const int64_t T = first_row[s + 1] - first_row[s];
-      if (!rotary.count(T)) rotary[T] = rotary_table(model.rope, C, T);
+      if (!rotary.count(T)) rotary[T] = rotary_table(model.rope, model.rotary_size, T);
       for (int64_t t = 0; t < T; ++t) place[static_cast<size_t>(first_row[s] - first + t)] = {&rotary[T], t};
     }
 
@@ -78,11 +93,13 @@ void LayerSweep::State::attention() {
       at::Tensor xb = x.narrow(0, begin, row_block);
       norm_rows(first + begin, n, norm, xb, data<float>(thread_float[static_cast<size_t>(thread)].get(1, D, at::kFloat)));
       std::vector<float> scratch;
-      const auto project = [&](const at::Tensor& w, const at::Tensor& bias, at::Tensor& out, int64_t heads, bool rotated) {
+      const auto project = [&](const at::Tensor& w, const at::Tensor& bias, const at::Tensor& head_norm, at::Tensor& out, int64_t heads,
+                               bool rotated) {
         at::Tensor block = out.narrow(0, begin, row_block);
         block_product(xb, w, block);
+        const HeadFinish finish{heads, C, model.rotary_size, pointer(bias), pointer(head_norm), model.norm_epsilon};
         if (!rotated) {
-          if (bias.defined()) finish_rows(block, n, pointer(bias), heads, C, nullptr, {}, scratch);
+          if (bias.defined()) finish_rows(block, n, finish, nullptr, {}, scratch);
           return;
         }
         for (int64_t r = 0; r < n;) {  // runs of rows of one sequence length
@@ -92,13 +109,13 @@ void LayerSweep::State::attention() {
           while (end < n && place[static_cast<size_t>(begin + end)].first == table) {
             position.push_back(place[static_cast<size_t>(begin + end++)].second);
           }
-          finish_rows(block.narrow(0, r, end - r), end - r, pointer(bias), heads, C, table, position, scratch);
+          finish_rows(block.narrow(0, r, end - r), end - r, finish, table, position, scratch);
           r = end;
         }
       };
-      project(wq, bq, q, H, true);
-      project(wk, bk, k, K, true);
-      project(wv, bv, v, K, false);
+      project(wq, bq, query_norm, q, H, true);
+      project(wk, bk, key_norm, k, K, true);
+      project(wv, bv, {}, v, K, false);
     });
 
     // One task a sequence and key/value head, each at its sequence's own length.

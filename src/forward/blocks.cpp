@@ -140,9 +140,20 @@ void LayerSweep::State::shared_expert() {
                hidden);
 }
 
+RoutingRule block_routing(const RoutingRule& original, int64_t experts, const SparseBlock& block) {
+  RoutingRule rule = original;
+  rule.correction.clear();
+  if (block.router.size(0) != experts) rule.groups = rule.top_groups = 1;
+  if (!block.correction_bias.defined()) return rule;
+  const at::Tensor bias = block.correction_bias.to(at::kFloat).contiguous();
+  rule.correction.assign(const_data<float>(bias), const_data<float>(bias) + bias.numel());
+  return rule;
+}
+
 Routing LayerSweep::State::route(StatisticsAccumulator* statistics, const SparseBlock* instead) {
   const at::Tensor router = instead ? instead->router.to(at::kFloat).contiguous() : float_weight(model.names.router, "router");  // [R, D]
   const int64_t N = tokens(), D = model.hidden_size, E = router.size(0), k = model.routing.top_k;
+  const RoutingRule rule = instead ? block_routing(model.routing, model.experts, *instead) : layer_routing(checkpoint, model, layer);
   std::vector<float> weight_of(static_cast<size_t>(N * k));
   std::vector<int32_t> expert_of(static_cast<size_t>(N * k));
   std::mutex statistics_mutex;
@@ -157,7 +168,7 @@ Routing LayerSweep::State::route(StatisticsAccumulator* statistics, const Sparse
     for (int64_t r = 0; r < n; ++r) {
       const int64_t row = begin + r;
       const float* zr = const_data<float>(z) + r * E;
-      route_token({zr, static_cast<size_t>(E)}, model.routing, token);
+      route_token({zr, static_cast<size_t>(E)}, rule, token);
       for (int64_t j = 0; j < k; ++j) {
         expert_of[static_cast<size_t>(row * k + j)] = token.chosen[static_cast<size_t>(j)].first;
         weight_of[static_cast<size_t>(row * k + j)] = token.chosen[static_cast<size_t>(j)].second;

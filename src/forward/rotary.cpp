@@ -48,8 +48,8 @@ at::Tensor inverse_frequencies(const Rope& rope, int64_t head_size, int64_t posi
 
 }  // namespace
 
-RotaryTable rotary_table(const Rope& rope, int64_t head_size, int64_t positions) {
-  const at::Tensor inverse = inverse_frequencies(rope, head_size, positions);
+RotaryTable rotary_table(const Rope& rope, int64_t rotary_size, int64_t positions) {
+  const at::Tensor inverse = inverse_frequencies(rope, rotary_size, positions);
   const at::Tensor position = at::arange(0, positions, at::TensorOptions().dtype(at::kFloat));
   const at::Tensor angle = position.unsqueeze(1).mul(inverse.unsqueeze(0));  // [T, C/2]
   // libtorch's cos and sin differ in the last bit between vector body and tail, whose place depends on the number of threads: ours do not.
@@ -65,10 +65,18 @@ RotaryTable rotary_table(const Rope& rope, int64_t head_size, int64_t positions)
   return table;
 }
 
-void rotate(float* row, int64_t heads, int64_t head_size, const float* cos, const float* sin) {
-  const int64_t half = head_size / 2;
+void rotate(float* row, int64_t heads, int64_t head_size, int64_t rotary_size, bool interleaved, const float* cos, const float* sin) {
+  const int64_t half = rotary_size / 2;
   for (int64_t h = 0; h < heads; ++h) {
     float* __restrict a = row + h * head_size;
+    if (interleaved) {
+      for (int64_t c = 0; c < half; ++c) {
+        const float x = a[2 * c], y = a[2 * c + 1];
+        a[2 * c] = x * cos[c] - y * sin[c];
+        a[2 * c + 1] = y * cos[c] + x * sin[c];
+      }
+      continue;
+    }
     float* __restrict b = a + half;
     for (int64_t c = 0; c < half; ++c) {
       const float x = a[c], y = b[c];

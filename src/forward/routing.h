@@ -19,12 +19,14 @@ struct Routing {
   int64_t largest() const;                    // tokens of the busiest expert
 };
 
-/// One token: probabilities [E] = softmax(logits) in double; chosen: k (expert, weight) by descending probability, equal ones by smaller
-/// index.
+/// One token: its scores [E] in double (probabilities where they are a softmax); chosen: k (expert, weight) in descending order of what
+/// chooses them, logits or biased scores, equal ones by smaller index. So are equal groups.
 struct RoutedToken {
   std::vector<double> probabilities;
   std::vector<std::pair<int32_t, float>> chosen;
+  std::vector<double> order;  // [E] where it is not the logits' order: scores + correction biases, -infinity outside the chosen groups
 };
+/// The logits of E experts; rule.correction is empty or has as many.
 void route_token(std::span<const float> logits, const RoutingRule& rule, RoutedToken& token);
 
 }  // namespace hcsmoe

@@ -45,6 +45,7 @@ struct LayerSweep::State {
 
   void embed();
   void attention();
+  void latent_attention();
   void dense_block();
   void sparse_input();
   void shared_expert();

@@ -102,7 +102,7 @@ void LayerSweep::begin_layer() {
   }
   SweepFigures& figures = state.figures;
   Stopwatch watch;
-  state.attention();
+  state.model.latent ? state.latent_attention() : state.attention();
   figures.attention_seconds += watch.seconds();
   if (!state.model.layer[static_cast<size_t>(state.layer)].moe) return state.dense_block();
   const double before = figures.operations;

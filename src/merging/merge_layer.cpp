@@ -8,11 +8,13 @@
 namespace hcsmoe {
 namespace {
 
-/// The router: [E, D] rows to [K, D].
-void merge_router(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const TensorSink& sink) {
-  const std::string name = tensor_name(model.names.router, plan.layer);
+/// A tensor with a row for each expert, [E, ...] to [K, ...]: the router's rows, and its correction biases.
+void merge_router(const std::string& name, const Checkpoint& checkpoint, const LayerPlan& plan, const std::vector<int64_t>& row,
+                  const TensorSink& sink) {
   const TensorInfo& info = checkpoint.info(name);
-  if (info.shape != std::vector<int64_t>{plan.experts, model.hidden_size}) {
+  std::vector<int64_t> shape{plan.experts};
+  shape.insert(shape.end(), row.begin(), row.end());
+  if (info.shape != shape) {
     throw UserError("tensor " + name + " is " + shape_text(info.shape) + "; the plan of layer " + std::to_string(plan.layer) +
                         " expects one row for each of " + std::to_string(plan.experts) + " experts",
                     "the plan is of another model");
@@ -27,7 +29,8 @@ void merge_router(const Checkpoint& checkpoint, const ModelDescription& model, c
     weighted_mean(info.dtype, members, cluster.router_weights, std::span(merged).subspan(k * row_bytes, row_bytes));
   }
   checkpoint.done_with(name);
-  sink(name, info.dtype, {static_cast<int64_t>(plan.clusters.size()), model.hidden_size}, merged);
+  shape[0] = static_cast<int64_t>(plan.clusters.size());
+  sink(name, info.dtype, shape, merged);
 }
 
 }  // namespace
@@ -35,7 +38,10 @@ void merge_router(const Checkpoint& checkpoint, const ModelDescription& model, c
 void merge_layer(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const TensorSink& sink,
                  const LayerUnits& units) {
   if (!units.empty() && units.size() != plan.clusters.size()) throw Error("there are units of other clusters than the plan's");
-  merge_router(checkpoint, model, plan, sink);
+  merge_router(tensor_name(model.names.router, plan.layer), checkpoint, plan, {model.hidden_size}, sink);
+  if (const std::string& bias = model.names.correction_bias; !bias.empty()) {
+    merge_router(tensor_name(bias, plan.layer), checkpoint, plan, {}, sink);
+  }
   std::vector<std::byte> merged;
   for (size_t k = 0; k < plan.clusters.size(); k++) {
     const Cluster& cluster = plan.clusters[k];

@@ -8,7 +8,7 @@
 namespace hcsmoe {
 
 SparseBlock merged_block(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const LayerUnits& units) {
-  std::vector<at::Tensor> tensors;  // router, then gate, up, down of each expert
+  std::vector<at::Tensor> tensors;  // router, its correction biases if the family has them, then gate, up, down of each expert
   merge_layer(
       checkpoint, model, plan,
       [&](const std::string&, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
@@ -18,8 +18,9 @@ SparseBlock merged_block(const Checkpoint& checkpoint, const ModelDescription& m
         tensors.push_back(tensor);
       },
       units);
-  SparseBlock block{tensors[0], {}, {}};
-  for (size_t i = 1; i + 2 < tensors.size(); i += 3) block.experts.push_back({tensors[i], tensors[i + 1], tensors[i + 2]});
+  const bool biased = !model.names.correction_bias.empty();
+  SparseBlock block{tensors[0], {}, {}, biased ? tensors[1] : at::Tensor()};
+  for (size_t i = biased ? 2 : 1; i + 2 < tensors.size(); i += 3) block.experts.push_back({tensors[i], tensors[i + 1], tensors[i + 2]});
   return block;
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <string>
 
+#include "families/groups.h"
 #include "hcsmoe/error.h"
 
 namespace hcsmoe {
@@ -16,35 +17,61 @@ class TokenRouting {
   explicit TokenRouting(const RoutingRule& rule) : rule_(rule) {}
 
   void read(std::span<const float> logits) {
-    const double highest = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
-    exponentials_.clear();
-    for (const float z : logits) exponentials_.push_back(std::exp(static_cast<double>(z) - highest));
-    order_.resize(logits.size());
-    std::iota(order_.begin(), order_.end(), 0);
-    std::stable_sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+    scores_.clear();
+    if (sigmoid()) {
+      for (const float z : logits) scores_.push_back(1 / (1 + std::exp(-static_cast<double>(z))));
+    } else {
+      const double highest = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
+      for (const float z : logits) scores_.push_back(std::exp(static_cast<double>(z) - highest));
+    }
+    if (rule_.correction.empty() && rule_.groups == 1) {
+      order_by(logits, order_);
+      return;
+    }
+    values_ = scores_;
+    for (size_t e = 0; e < rule_.correction.size(); e++) values_[e] += static_cast<double>(rule_.correction[e]);
+    order_by(values_, order_);
+    keep_best_groups(values_, rule_);
+    order_by(values_, order_in_groups_);
   }
 
   /// chosen, weights: [k]. left: E flags; members: those whose flag is set.
   void route(const uint8_t* left, std::span<const int32_t> members, int32_t* chosen, double* weights) const {
+    const std::vector<int32_t>& order = rule_.groups > 1 && members.size() == scores_.size() ? order_in_groups_ : order_;
     double best = 0, all = 0;
     int64_t found = 0;
     for (size_t i = 0; found < rule_.top_k; i++) {
-      const int32_t e = order_[i];
+      const int32_t e = order[i];
       if (!left[e]) continue;
       chosen[found] = e;
-      weights[found++] = exponentials_[e];
-      best += exponentials_[e];
+      weights[found++] = scores_[e];
+      best += scores_[e];
     }
-    if (!rule_.renormalise) {
-      for (const int32_t e : members) all += exponentials_[e];
+    if (rule_.renormalise) {
+      all = sigmoid() ? best + 1e-20 : best;
+    } else if (sigmoid()) {
+      all = 1;
+    } else {
+      for (const int32_t e : members) all += scores_[e];
     }
-    for (int64_t j = 0; j < found; j++) weights[j] = weights[j] / (rule_.renormalise ? best : all) * rule_.scale;
+    for (int64_t j = 0; j < found; j++) weights[j] = weights[j] / all * rule_.scale;
   }
 
  private:
+  bool sigmoid() const { return rule_.score == RoutingRule::Score::sigmoid; }
+
+  template <class Values>
+  static void order_by(const Values& values, std::vector<int32_t>& order) {
+    order.resize(values.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return values[a] > values[b]; });
+  }
+
   RoutingRule rule_;
-  std::vector<double> exponentials_;  // of logits, over that of the highest
-  std::vector<int32_t> order_;        // experts by their logits, highest first; ties towards the smaller index
+  std::vector<double> scores_;            // sigmoids of logits, or their exponentials over that of the highest
+  std::vector<double> values_;            // scores + correction biases
+  std::vector<int32_t> order_;            // experts by what chooses them, highest first; ties towards the smaller index
+  std::vector<int32_t> order_in_groups_;  // the same of the chosen groups, where there are groups
 };
 
 /// A combination of experts' outputs. At most 2k experts take part.

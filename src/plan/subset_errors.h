@@ -18,8 +18,8 @@ struct ExpertSets {
 };
 
 /// For every set, the sum over tokens of |y - y_S|^2: y is the output of the block's routed experts, y_S that with the other experts'
-/// router rows gone, so that softmax, top-k and renormalisation see the rows of S alone. Needs set size >= top-k. logits: [S, E];
-/// output_gram: [S, E(E+1)/2] as ExpertStatistics::token_output_gram.
+/// router rows gone, so that softmax, top-k and renormalisation see the rows of S alone, without groups unless S is all experts. Needs set
+/// size >= top-k. logits: [S, E]; output_gram: [S, E(E+1)/2] as ExpertStatistics::token_output_gram.
 std::vector<double> subset_errors(std::span<const float> logits, std::span<const float> output_gram, int64_t experts, const RoutingRule&,
                                   const ExpertSets& sets);
 

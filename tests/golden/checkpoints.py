@@ -7,7 +7,11 @@ from pathlib import Path
 
 import torch
 from deepseek_reference import DeepseekMoe
-from transformers import MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    DeepseekV3Config, DeepseekV3ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)  # fmt: skip
 
 VOCABULARY = 1024  # of the demo model, whose tokenizer goes along
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "data" / "demo" / "model"
@@ -27,6 +31,7 @@ class Recipe:
     config: dict
     max_shard_bytes: int = 5_000_000_000
     unused_experts: tuple = field(default=())  # near copies of one another that the router never chooses
+    prediction_layers: int = 0  # after the last, for multi-token prediction, as published checkpoints have them
 
 
 COMMON = dict(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, max_position_embeddings=512, initializer_range=0.02, use_cache=True)
@@ -70,7 +75,32 @@ RECIPES = [
         hidden_size=40, intermediate_size=50, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, n_routed_experts=5,
         n_shared_experts=2, moe_intermediate_size=17, num_experts_per_tok=2, first_k_dense_replace=0, max_position_embeddings=128,
         tie_word_embeddings=True, rope_scaling={"type": "dynamic", "factor": 2.0}, torch_dtype="float32")),
+    Recipe("glm4_moe_bf16_mtp", "glm4_moe", torch.bfloat16, 5, 37, 6, 41, max_shard_bytes=70_000, prediction_layers=1,
+           config=COMMON | dict(
+        hidden_size=48, intermediate_size=70, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=20,
+        partial_rotary_factor=0.5, use_qk_norm=True, attention_bias=True, moe_intermediate_size=23, n_routed_experts=11, n_shared_experts=1,
+        num_experts_per_tok=3, n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=1.5, first_k_dense_replace=1,
+        rope_theta=1e6, rms_norm_eps=1e-5, tie_word_embeddings=False, num_nextn_predict_layers=1)),
+    Recipe("glm4_moe_f32_groups", "glm4_moe", torch.float32, 5, 64, 5, 42, config=COMMON | dict(
+        hidden_size=40, intermediate_size=44, num_hidden_layers=2, num_attention_heads=5, num_key_value_heads=1,
+        partial_rotary_factor=0.75, use_qk_norm=False, attention_bias=False, moe_intermediate_size=19, n_routed_experts=12,
+        n_shared_experts=2, num_experts_per_tok=4, n_group=4, topk_group=2, norm_topk_prob=False, routed_scaling_factor=0.8,
+        first_k_dense_replace=0, rms_norm_eps=1e-5, tie_word_embeddings=True)),
+    Recipe("deepseek_v3_bf16_yarn", "deepseek_v3", torch.bfloat16, 3, 300, 5, 51, max_shard_bytes=70_000, prediction_layers=1,
+           config=COMMON | dict(
+        hidden_size=48, intermediate_size=60, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3, q_lora_rank=21,
+        kv_lora_rank=18, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=13, moe_intermediate_size=22, n_routed_experts=12,
+        n_shared_experts=1, num_experts_per_tok=3, n_group=3, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
+        first_k_dense_replace=1, attention_bias=True, rms_norm_eps=1e-6, tie_word_embeddings=False, num_nextn_predict_layers=1,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "mscale": 0.9, "mscale_all_dim": 0.7,
+                      "beta_fast": 32, "beta_slow": 1})),
+    Recipe("deepseek_v3_f32", "deepseek_v3", torch.float32, 5, 37, 4, 54, config=COMMON | dict(
+        hidden_size=36, intermediate_size=50, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=None,
+        kv_lora_rank=15, qk_nope_head_dim=7, qk_rope_head_dim=4, v_head_dim=16, moe_intermediate_size=17, n_routed_experts=7,
+        n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=1.0,
+        first_k_dense_replace=0, attention_bias=False, rope_interleave=False, rms_norm_eps=1e-6, tie_word_embeddings=True)),
 ]  # fmt: skip
+SIGMOID = ("glm4_moe", "deepseek_v3")  # families whose routers have correction biases
 
 
 def new_model(recipe: Recipe) -> torch.nn.Module:
@@ -79,6 +109,10 @@ def new_model(recipe: Recipe) -> torch.nn.Module:
         return MixtralForCausalLM(MixtralConfig(**config))
     if recipe.family == "qwen2_moe":
         return Qwen2MoeForCausalLM(Qwen2MoeConfig(**config))
+    if recipe.family == "glm4_moe":
+        return Glm4MoeForCausalLM(Glm4MoeConfig(**config))
+    if recipe.family == "deepseek_v3":
+        return DeepseekV3ForCausalLM(DeepseekV3Config(**config))
     return DeepseekMoe(config)
 
 
@@ -105,6 +139,9 @@ def fill_randomly(model: torch.nn.Module, recipe: Recipe):
             parameter.copy_(2.5 * noise / parameter.shape[1] ** 0.5)
         else:
             parameter.copy_(1.2 * noise / parameter.shape[1] ** 0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     tensors = dict(model.named_parameters())
     for first, copy in zip(recipe.unused_experts, recipe.unused_experts[1:]):
         for name in tensors:
@@ -120,14 +157,36 @@ def keep_published_keys(file: Path, config: dict):
     file.write_text(json.dumps(saved, indent=2) + "\n")
 
 
+def add_prediction_layers(recipe: Recipe, folder: Path):
+    """Copies of the last layer behind it, in the last file."""
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    tensors, last, layers = {}, {}, recipe.config["num_hidden_layers"]
+    for shard in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(shard)
+        last |= {name: tensor for name, tensor in tensors.items() if name.startswith(f"model.layers.{layers - 1}.")}
+    for extra in range(layers, layers + recipe.prediction_layers):
+        tensors |= {name.replace(f".{layers - 1}.", f".{extra}.", 1): tensor.clone() for name, tensor in last.items()}
+        tensors[f"model.layers.{extra}.eh_proj.weight"] = torch.zeros(2, 3)
+    save_file(tensors, file, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] |= dict.fromkeys(tensors, file.name)
+    index.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def save_checkpoint(recipe: Recipe, folder: Path):
     model = new_model(recipe)
     fill_randomly(model, recipe)
+    biases = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
     model.to(recipe.dtype)
+    for name, bias in biases.items():  # in float32, as published
+        model.get_submodule(name.rpartition(".")[0]).e_score_correction_bias = bias
     if recipe.family == "deepseek":
         model.save(folder, max_shard_bytes=recipe.max_shard_bytes)
     else:
         model.save_pretrained(folder, max_shard_size=recipe.max_shard_bytes)
         keep_published_keys(folder / "config.json", recipe.config)
+    if recipe.prediction_layers:
+        add_prediction_layers(recipe, folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO_MODEL / file, folder / file)

@@ -22,7 +22,7 @@ import reference
 import torch
 from checkpoints import RECIPES, VOCABULARY, save_checkpoint
 from safetensors.torch import save_file
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 
 def make_ids(recipe, folder: Path) -> np.ndarray:
@@ -58,9 +58,9 @@ def merge_checkpoint(recipe, folder: Path, config: dict, statistics: dict, clust
             weights = reference.frequency_weights(members, sums["routed_count"])
             clusters[layer].append({"members": members, "weights": weights, "router_weights": weights})
     (folder / "merged").mkdir()
-    merged = reference.merge_tensors(reference.read_tensors(folder / "model"), clusters)
+    merged = reference.merge_tensors(reference.model_tensors(folder / "model"), clusters)
     save_file(merged, folder / "merged" / "model.safetensors", metadata={"format": "pt"})
-    merged_config = config | {reference.EXPERT_COUNT_KEYS[recipe.family]: recipe.kept}
+    merged_config = reference.merged_config(config, recipe.kept)
     (folder / "merged" / "config.json").write_text(json.dumps(merged_config, indent=2) + "\n")
     return clusters
 
@@ -111,6 +111,7 @@ def make(recipe, folder: Path):
 def make_all(folder: Path, names=()):
     torch.set_num_threads(1)  # the same sums whatever the machine
     disable_progress_bar()
+    set_verbosity_error()  # it warns of layers behind the last, which it leaves out
     unknown = set(names) - {recipe.name for recipe in RECIPES}
     if unknown:
         raise SystemExit(f"no such checkpoint: {', '.join(sorted(unknown))}; there are {', '.join(r.name for r in RECIPES)}")

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 LINKAGES = ("single", "complete", "average", "ward")
 SAMPLE, CKA_TOKENS = 600, 512  # tokens of the statistics of single tokens
-EXPERT_COUNT_KEYS = {"mixtral": "num_local_experts", "qwen2_moe": "num_experts", "deepseek": "n_routed_experts"}
+EXPERT_COUNT_KEYS = {"mixtral": "num_local_experts", "qwen2_moe": "num_experts", "deepseek": "n_routed_experts",
+                     "glm4_moe": "n_routed_experts", "deepseek_v3": "n_routed_experts"}  # fmt: skip
 
 
 def read_config(folder) -> dict:
@@ -30,6 +31,13 @@ def read_tensors(folder) -> dict:
     for file in sorted(Path(folder).glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
+
+
+def model_tensors(folder) -> dict:
+    """Without those of layers behind the last, which are left out where fewer experts are kept."""
+    layers = read_config(folder)["num_hidden_layers"]
+    layer_of = re.compile(r"model\.layers\.(\d+)\.")
+    return {name: t for name, t in read_tensors(folder).items() if not (m := layer_of.match(name)) or int(m[1]) < layers}
 
 
 def load_model(folder, dtype=torch.float32) -> torch.nn.Module:
@@ -58,9 +66,20 @@ def moe_blocks(model) -> dict:
     return blocks
 
 
+def is_sigmoid(block) -> bool:
+    return hasattr(block.gate, "e_score_correction_bias")
+
+
+def router_logits_of(block, x):
+    """[T, E]. The gate of a sigmoid router returns its choice."""
+    return (x.float() @ block.gate.weight.float().T) if is_sigmoid(block) else block.gate(x).float()
+
+
 def routing(block, x, config: dict):
     """Router logits [T, E], scores [T, E], chosen experts [T, k] and their final weights [T, k]."""
-    router_logits = block.gate(x).float()
+    router_logits = router_logits_of(block, x)
+    if is_sigmoid(block):
+        return router_logits, router_logits.sigmoid(), *block.gate(x)
     scores = router_logits.softmax(-1)
     weights, chosen = scores.topk(config["num_experts_per_tok"], dim=-1)
     renormalise = config["model_type"] == "mixtral" or config.get("norm_topk_prob", False)
@@ -124,7 +143,7 @@ def sample_statistics(block, x) -> dict:
     flat = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in weights])
     return {
         "sample_input": x.clone(),
-        "sample_logits": block.gate(x).float(),
+        "sample_logits": router_logits_of(block, x),
         "token_output_gram": torch.einsum("esd,fsd->sef", outputs, outputs)[:, upper[0], upper[1]].contiguous(),
         "output_cka": all_pairs(list(some), linear_cka),
         "weight_gram": flat @ flat.T,
@@ -134,9 +153,21 @@ def sample_statistics(block, x) -> dict:
 
 def routing_margin(block, x, config: dict) -> float:
     """The smallest distance of a chosen expert's logit to a refused one's, over tokens: counts are exact only if it exceeds rounding."""
-    ordered = routing(block, x, config)[0].sort(-1, descending=True).values
-    k = config["num_experts_per_tok"]
-    return (ordered[:, k - 1] - ordered[:, k]).min().item()
+    router_logits, k = routing(block, x, config)[0], config["num_experts_per_tok"]
+    values, group_margin = router_logits, float("inf")
+    if is_sigmoid(block):
+        values = router_logits.sigmoid() + block.gate.e_score_correction_bias
+        groups, limit = config["n_group"], config["topk_group"]
+        if limit < groups:
+            of_groups = values.view(len(values), groups, -1).topk(2, dim=-1).values.sum(-1)
+            best = of_groups.sort(-1, descending=True)
+            group_margin = (best.values[:, limit - 1] - best.values[:, limit]).min().item()
+            inside = torch.zeros_like(of_groups, dtype=torch.bool).scatter_(1, best.indices[:, :limit], True)
+            values = values.masked_fill(~inside.repeat_interleave(values.shape[1] // groups, dim=1), -1e9)
+            if (values.sort(-1, descending=True).values[:, k - 1] <= 0).any():
+                raise RuntimeError("transformers would choose an expert outside of the groups, whose value it sets to 0")
+    ordered = values.sort(-1, descending=True).values
+    return min(group_margin, (ordered[:, k - 1] - ordered[:, k]).min().item())
 
 
 def model_statistics(model, ids, config: dict) -> tuple:
@@ -156,6 +187,13 @@ def model_statistics(model, ids, config: dict) -> tuple:
         with torch.no_grad():
             margins.append(routing_margin(block, x, config))
     return statistics, min(margins)
+
+
+def merged_config(config: dict, kept: int) -> dict:
+    """What config.json says of a model with fewer experts: no groups, and no layers behind the last."""
+    alone = {"n_group": 1, "topk_group": 1} if config.get("n_group", 1) > 1 else {}
+    alone |= {"num_nextn_predict_layers": 0} if config.get("num_nextn_predict_layers", 0) > 0 else {}
+    return config | alone | {EXPERT_COUNT_KEYS[config["model_type"]]: kept}
 
 
 def mean_outputs(statistics: dict) -> np.ndarray:
@@ -189,7 +227,7 @@ def weighted_mean(tensors: list, weights: list) -> torch.Tensor:
 
 
 EXPERT_NAME = re.compile(r"(model\.layers\.(\d+)\.\w+\.experts\.)(\d+)(\..+)")
-ROUTER_NAME = re.compile(r"model\.layers\.(\d+)\.\w+\.gate\.weight")
+ROUTER_NAME = re.compile(r"model\.layers\.(\d+)\.\w+\.gate\.(weight|e_score_correction_bias)")
 
 
 def merge_tensors(tensors: dict, clusters: dict) -> dict:
