@@ -67,7 +67,7 @@ struct RoutingRule {
   Score score = Score::softmax;
   /// Experts stand in `groups` equal groups, of which a token may use the `top_groups` whose two best biased scores have the largest sum.
   int64_t groups = 1, top_groups = 1;
-  std::vector<float> correction;  // [E] of one layer (layer_routing); empty: none
+  std::vector<float> correction = {};  // [E] of one layer (layer_routing), with sigmoid scores; empty: none
 };
 
 struct LayerDescription {

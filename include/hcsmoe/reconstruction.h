@@ -57,9 +57,9 @@ struct ReconstructionReport {
 /// What is fitted.
 struct ReconstructionTask {
   const LayerPlan& plan;
-  const RoutingRule& routing;
-  at::Tensor router;     // [E, D]: the original's
-  const Recipe& recipe;  // its router (fitted), reconstruction and rounds
+  const RoutingRule& routing;  // of the layer, with its correction biases
+  at::Tensor router;           // [E, D]: the original's
+  const Recipe& recipe;        // its router (fitted), reconstruction and rounds
 };
 
 /// Fits `block` (merged or pruned experts, K router rows, in the checkpoint's types) and rounds the result to those types. The same on

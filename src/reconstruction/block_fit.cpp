@@ -17,10 +17,11 @@ constexpr int64_t fewest_training = 8, fewest_held_out = 2;  // tokens to fit an
 
 }  // namespace
 
-BlockFit::BlockFit(const BlockTokens& tokens, const RoutingRule& rule, const SparseBlock& block, const Compute& compute, const Ranks& ranks)
+BlockFit::BlockFit(const BlockTokens& tokens, const RoutingRule& rule_, const SparseBlock& block, const Compute& compute,
+                   const Ranks& ranks)
     : experts(block.experts),
+      rule(rule_),
       tokens_(tokens),
-      rule_(rule),
       ranks_(ranks),
       router_type_(block.router.scalar_type()),
       units_of_(tokens.input, tokens.groups, compute),
@@ -32,7 +33,7 @@ BlockFit::BlockFit(const BlockTokens& tokens, const RoutingRule& rule, const Spa
 
 void BlockFit::set_rows(const at::Tensor& rows_) {
   rows = rows_.to(router_type_).to(at::kFloat).contiguous();
-  routing_ = route_rows(tokens_.input, rows, rule_);
+  routing_ = route_rows(tokens_.input, rows, rule);
   const at::Tensor& target = tokens_.target;
   residual = target.clone();
   Buffer product;
@@ -43,16 +44,19 @@ void BlockFit::set_rows(const at::Tensor& rows_) {
   error = held_out_error(residual);
 }
 
-double BlockFit::try_rows(const at::Tensor& new_rows) {
+double BlockFit::try_rows(const at::Tensor& new_rows, const std::vector<float>& correction) {
   const at::Tensor old_rows = rows, old_residual = residual;
   const double old_error = error;
+  const std::vector<float> old_correction = rule.correction;
+  rule.correction = correction;
   set_rows(new_rows);
   const double found = error;
   if (!(found < old_error)) {
     rows = old_rows;
     residual = old_residual;
     error = old_error;
-    routing_ = route_rows(tokens_.input, rows, rule_);
+    rule.correction = old_correction;
+    routing_ = route_rows(tokens_.input, rows, rule);
   }
   return found;
 }

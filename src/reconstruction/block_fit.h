@@ -13,19 +13,20 @@ namespace hcsmoe {
 
 class BlockFit {
  public:
-  /// The tokens, the rule and the ranks must outlive it. Collective, as all that follows.
+  /// rule: as the block's rows are routed (block_routing). The tokens and the ranks must outlive it. Collective, as all that follows.
   BlockFit(const BlockTokens&, const RoutingRule&, const SparseBlock&, const Compute&, const Ranks&);
 
   std::vector<ExpertWeights> experts;  // gate and up in the checkpoint's types
   std::vector<at::Tensor> down;        // float32 [D, F] each
   at::Tensor rows;                     // float32 [K, D], of values that the checkpoint's type can hold
+  RoutingRule rule;                    // with the rows' correction biases, where the family has some
   at::Tensor residual;                 // float32 [N, D]: target - block
   double error = 0;                    // held-out |residual|^2 / |target|^2
 
   /// Routes all tokens by these rows.
   void set_rows(const at::Tensor& rows);
-  /// The same, and back if the held-out error does not fall. Returns the error that the new rows gave.
-  double try_rows(const at::Tensor& rows);
+  /// The same with these correction biases, and back if the held-out error does not fall. Returns the error that the new rows gave.
+  double try_rows(const at::Tensor& rows, const std::vector<float>& correction);
 
   /// One pass over the experts, each on what the others leave: `iterations` of Gauss-Newton for the gate and up projections, then ridge
   /// least squares for the down projection. What does not lower the held-out error is undone.
@@ -41,7 +42,6 @@ class BlockFit {
   double held_out_square(const at::Tensor& rest, const at::Tensor& outputs) const;
 
   const BlockTokens& tokens_;
-  const RoutingRule& rule_;
   const Ranks& ranks_;
   const at::ScalarType router_type_;
   UnitsOfExperts units_of_, trial_units_of_;

@@ -22,30 +22,39 @@ constexpr double first_temperature = 0.5;
 
 /// The gates of one token and what the block's error says of them.
 struct TokenGates {
-  explicit TokenGates(int64_t experts) : K(static_cast<size_t>(experts)), probability(K), member(K), gate(K), derivative(K), order(K) {}
+  explicit TokenGates(int64_t experts)
+      : K(static_cast<size_t>(experts)), probability(K), chooser(K), member(K), gate(K), derivative(K), order(K) {}
 
-  /// The routing rule with its top-k as a soft step of width `temperature` in the logits, half way between the k-th and the next; exact
-  /// where it is 0 or all experts are chosen.
+  /// The routing rule with its top-k as a soft step of width `temperature` in what chooses experts, half way between the k-th and the next;
+  /// exact where it is 0 or all experts are chosen. Biased sigmoid scores have a quarter of the width, the sigmoid's largest slope.
   void set(const float* logits, const RoutingRule& rule, double temperature) {
     const auto k = static_cast<size_t>(rule.top_k);
-    const auto highest = static_cast<double>(*std::max_element(logits, logits + K));
-    double sum = 0;
-    for (size_t i = 0; i < K; ++i) sum += probability[i] = std::exp(static_cast<double>(logits[i]) - highest);
-    for (double& p : probability) p /= sum;
+    width = sigmoid(rule) ? temperature / 4 : temperature;
+    if (sigmoid(rule)) {
+      for (size_t i = 0; i < K; ++i) probability[i] = 1 / (1 + std::exp(-static_cast<double>(logits[i])));
+      chooser = probability;
+      for (size_t i = 0; i < rule.correction.size(); ++i) chooser[i] += static_cast<double>(rule.correction[i]);
+    } else {
+      const auto highest = static_cast<double>(*std::max_element(logits, logits + K));
+      double sum = 0;
+      for (size_t i = 0; i < K; ++i) sum += probability[i] = std::exp(static_cast<double>(logits[i]) - highest);
+      for (double& p : probability) p /= sum;
+      std::copy(logits, logits + K, chooser.begin());
+    }
     for (size_t i = 0; i < K; ++i) order[i] = i;
-    const auto above = [&](size_t a, size_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
+    const auto above = [&](size_t a, size_t b) { return chooser[a] > chooser[b] || (chooser[a] == chooser[b] && a < b); };
     std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(std::min(k + 1, K)), order.end(), above);
     soft = temperature > 0 && k < K;
     if (soft) {
       last = order[k - 1];
       next = order[k];
-      const double threshold = (static_cast<double>(logits[last]) + static_cast<double>(logits[next])) / 2;
-      for (size_t i = 0; i < K; ++i) member[i] = 1 / (1 + std::exp(-(static_cast<double>(logits[i]) - threshold) / temperature));
+      const double threshold = (chooser[last] + chooser[next]) / 2;
+      for (size_t i = 0; i < K; ++i) member[i] = 1 / (1 + std::exp(-(chooser[i] - threshold) / width));
     } else {
       std::fill(member.begin(), member.end(), 0.0);
       for (size_t i = 0; i < std::min(k, K); ++i) member[order[i]] = 1;
     }
-    total = 0;
+    total = sigmoid(rule) ? 1e-20 : 0;
     for (size_t i = 0; i < K; ++i) total += gate[i] = probability[i] * member[i];
     const double factor = rule.renormalise ? rule.scale / total : rule.scale;
     for (double& g : gate) g *= factor;
@@ -66,26 +75,31 @@ struct TokenGates {
   }
 
   /// The derivative by the logits, times `factor`.
-  void slope(const RoutingRule& rule, double temperature, double factor, float* out) const {
+  void slope(const RoutingRule& rule, double factor, float* out) const {
     double mean = 0, step = 0;
     for (size_t i = 0; i < K; ++i) mean += gate[i] * derivative[i];
     const double share = rule.renormalise ? mean / rule.scale : mean;  // what the normalisation takes back
+    const auto chooser_slope = [&](size_t i) { return sigmoid(rule) ? probability[i] * (1 - probability[i]) : 1.0; };
     for (size_t i = 0; i < K; ++i) {
-      const double edge = soft ? gate[i] * (derivative[i] - (rule.renormalise ? share : 0)) * (1 - member[i]) / temperature : 0;
+      const double by_log = gate[i] * (derivative[i] - (rule.renormalise ? share : 0));
+      const double edge = soft ? by_log * (1 - member[i]) / width : 0;
       step += edge;
-      out[i] = static_cast<float>(
-          factor * ((rule.renormalise ? gate[i] * (derivative[i] - share) : gate[i] * derivative[i] - probability[i] * mean) + edge));
+      const double direct = sigmoid(rule)      ? by_log * (1 - probability[i])
+                            : rule.renormalise ? by_log
+                                               : gate[i] * derivative[i] - probability[i] * mean;
+      out[i] = static_cast<float>(factor * (direct + edge * chooser_slope(i)));
     }
     if (!soft) return;
-    out[last] -= static_cast<float>(factor * step / 2);
-    out[next] -= static_cast<float>(factor * step / 2);
+    for (const size_t i : {last, next}) out[i] -= static_cast<float>(factor * step / 2 * chooser_slope(i));
   }
 
+  static bool sigmoid(const RoutingRule& rule) { return rule.score == RoutingRule::Score::sigmoid; }
+
   size_t K;
-  std::vector<double> probability, member, gate, derivative;
+  std::vector<double> probability, chooser, member, gate, derivative;  // chooser: what the top-k compares
   std::vector<size_t> order;
   size_t last = 0, next = 0;
-  double total = 0;
+  double total = 0, width = 0;
   bool soft = false;
 };
 
@@ -201,7 +215,7 @@ at::Tensor rows_by_output_error(const TokenOutputs& tokens, const RoutingRule& r
                       TokenGates& gates = gates_of_thread(K);
                       gates.set(z, rule, temperature);
                       const double error = gates.error(const_data<float>(tokens.gram) + i * K * K, const_data<float>(tokens.dot) + i * K);
-                      gates.slope(rule, temperature, 1 / unit, slope);
+                      gates.slope(rule, 1 / unit, slope);
                       return error / unit;
                     });
     const double size = first_step * (0.5 * (1 + std::cos(M_PI * done)) + 0.02);

@@ -35,7 +35,8 @@ struct TokenOutputs {
 TokenOutputs token_outputs(const BlockTokens&, int64_t every, const std::vector<ExpertWeights>& experts,
                            const std::vector<at::Tensor>& down, const Compute&);
 
-/// Minimises the block's output error on the training tokens over the rows, from `start` [K, D]. float64 [K, D]. Collective.
+/// Minimises the block's output error on the training tokens over the rows, from `start` [K, D]; correction biases stay as they are.
+/// float64 [K, D]. Collective.
 at::Tensor rows_by_output_error(const TokenOutputs&, const RoutingRule&, const at::Tensor& start, const Ranks&);
 
 }  // namespace hcsmoe

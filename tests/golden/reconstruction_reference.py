@@ -2,6 +2,8 @@
 
 Shapes: T tokens, D hidden, F expert units, E experts, K kept. An expert is [gate F x D, up F x D, down D x F]. `held` is a bool[T]: sequence % 5 == 4.
 Every function works in the dtype of its inputs; nothing is random.
+
+A router has softmax scores, or, where `correction` [K] is given, sigmoid scores: chosen by score + correction, weighted by the score alone.
 """
 import math
 import torch
@@ -13,17 +15,19 @@ def hidden(x, w):
     return z * z.sigmoid() * (x @ w[1].T)
 
 
-def gates(x, rows, top_k, renormalise):
+def gates(x, rows, top_k, renormalise, correction=None):
     """Hard routing weights, zero where not chosen. [T, K]"""
-    p = (x @ rows.T).softmax(-1)
-    w, i = p.topk(min(top_k, p.shape[1]), -1)
+    z = x @ rows.T
+    p = z.softmax(-1) if correction is None else z.sigmoid()
+    i = (p if correction is None else p + correction).topk(min(top_k, p.shape[1]), -1).indices
+    w = p.gather(1, i)
     if renormalise:
         w = w / w.sum(-1, keepdim=True)
     return torch.zeros_like(p).scatter(1, i, w)
 
 
-def routed(x, weights, rows, top_k, renormalise):
-    g = gates(x, rows, top_k, renormalise)
+def routed(x, weights, rows, top_k, renormalise, correction=None):
+    g = gates(x, rows, top_k, renormalise, correction)
     return sum(g[:, k, None] * (hidden(x, w) @ w[2].T) for k, w in enumerate(weights))
 
 
@@ -81,6 +85,25 @@ def fitted_rows(x, logits, clusters, prior, target_gates=None, ridge=1e-3, itera
     return rows.detach()
 
 
+def any_member_fires(logits, clusters):
+    """Logit of 1 - prod(1 - sigmoid(z)) over the members. [T, K]"""
+    none = torch.stack([torch.nn.functional.softplus(logits[:, c]).sum(1) for c in clusters], 1)
+    return none + (-torch.expm1(-none)).log()
+
+
+def matched_biases(x, chosen, clusters, rows, top_k, start, steps=60):
+    """Correction biases with which each cluster is chosen as often, in proportion, as one of its members is: chosen bool[T, E]."""
+    wanted = torch.stack([chosen[:, c].any(1) for c in clusters], 1).double().sum(0)
+    share = (wanted / wanted.sum() * top_k).clamp(max=1)
+    scores = (x @ rows.T).sigmoid()
+    spread, bias = scores.std(correction=0), start.clone()
+    for it in range(steps):
+        best = (scores + bias).topk(top_k, -1).indices
+        found = torch.zeros_like(scores).scatter(1, best, 1.0).mean(0)
+        bias = bias - spread * (1 - it / steps) * (found - share)
+    return bias
+
+
 # ---------------------------------------------------------------- router step
 def token_grams(x, y, weights):
     """G [T, K, K] and b [T, K] of a token sample; the block error is sum g'Gg - 2 g'b + |y|^2."""
@@ -88,8 +111,15 @@ def token_grams(x, y, weights):
     return o @ o.transpose(1, 2), (o @ y[:, :, None])[:, :, 0]
 
 
-def soft_gates(x, rows, top_k, renormalise, tau):
+def soft_gates(x, rows, top_k, renormalise, tau, correction=None):
     z = x @ rows.T
+    if correction is not None:
+        p = z.sigmoid()
+        if top_k < z.shape[1]:
+            value = p + correction
+            top = value.topk(top_k + 1, -1).values
+            p = p * ((value - ((top[:, -2] + top[:, -1]) / 2)[:, None]) / (tau / 4)).sigmoid()
+        return p / p.sum(-1, keepdim=True) if renormalise else p
     if top_k >= z.shape[1]:
         return z.softmax(-1)
     top = z.topk(top_k + 1, -1).values
@@ -104,12 +134,12 @@ def gram_loss(g, grams, right, squares):
     return (((g[:, None] @ grams)[:, 0] * g).sum() - 2 * (g * right).sum() + squares.sum()) / squares.sum()
 
 
-def router_step(x, y, held, weights, rows, top_k, renormalise, steps=60, tau=0.5, check=20):
+def router_step(x, y, held, weights, rows, top_k, renormalise, steps=60, tau=0.5, check=20, correction=None):
     """Full-batch Adam on the block error through soft gates whose temperature falls to zero; the best checked rows by HARD held-out error."""
     grams, right = token_grams(x, y, weights)
     squares = y.pow(2).sum(-1)
     train = ~held
-    held_loss = lambda r: gram_loss(gates(x[held], r, top_k, renormalise), grams[held], right[held], squares[held]).item()
+    held_loss = lambda r: gram_loss(gates(x[held], r, top_k, renormalise, correction), grams[held], right[held], squares[held]).item()
     best, best_rows = held_loss(rows), rows
     rate = rows.std().item() / 20
     r = rows.clone()
@@ -117,7 +147,7 @@ def router_step(x, y, held, weights, rows, top_k, renormalise, steps=60, tau=0.5
     for it in range(steps):
         r.requires_grad_(True)
         with torch.enable_grad():
-            g = soft_gates(x[train], r, top_k, renormalise, tau * (1 - it / steps) + 1e-3)
+            g = soft_gates(x[train], r, top_k, renormalise, tau * (1 - it / steps) + 1e-3, correction)
             grad, = torch.autograd.grad(gram_loss(g, grams[train], right[train], squares[train]), r)
         r = r.detach()
         first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad * grad

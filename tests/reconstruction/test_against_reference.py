@@ -21,27 +21,30 @@ def one_thread():
         yield
 
 
-def make_case(seed, renormalise, top_k=2):
+def make_case(seed, renormalise, top_k=2, sigmoid=False):
     """A random block, its tokens and a compressed block that is merged from it."""
     draw = torch.Generator().manual_seed(seed)
     random = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64).float().double()  # the values that the program reads
     x = random(SEQUENCES * LENGTH, D)
     experts = [[random(F, D) * 0.5, random(F, D) * 0.5, random(D, F) * 0.5] for _ in range(E)]
     rows = random(E, D) * 0.7
-    y = reference.routed(x, experts, rows, top_k, renormalise)
-    gates = reference.gates(x, rows, top_k, renormalise)
+    correction = random(E) * 0.1 if sigmoid else None
+    y = reference.routed(x, experts, rows, top_k, renormalise, correction)
+    gates = reference.gates(x, rows, top_k, renormalise, correction)
     count = (gates > 0).sum(0).double()
     weights = [[p.float().double() for p in reference.merged(x, experts, count, c)] for c in CLUSTERS]
     start = reference.mean_rows(rows, count, CLUSTERS).float().double()
     held = torch.arange(SEQUENCES).repeat_interleave(LENGTH) % 5 == 4
     return dict(x=x, y=y.float().double(), held=held, original=rows.float().double(), weights=weights, rows=start, top_k=top_k,
-                renormalise=renormalise, gates=gates)
+                renormalise=renormalise, gates=gates, correction=correction,
+                biases=torch.stack([correction[c].mean() for c in CLUSTERS]).float().double() if sigmoid else None)
 
 
 def run_case(folder, case, steps, ranks=1, threads=1):
     folder.mkdir(exist_ok=True)
     clusters = [{"members": c, "weights": [1 / len(c)] * len(c)} for c in CLUSTERS]
-    (folder / "case.json").write_text(json.dumps({
+    biases = {} if case["biases"] is None else {"correction": {"original": case["correction"].tolist(), "rows": case["biases"].tolist()}}
+    (folder / "case.json").write_text(json.dumps(biases | {
         "sequences": SEQUENCES, "length": LENGTH, "top_k": case["top_k"], "renormalise": case["renormalise"], "scale": 1.0,
         "threads": threads, "steps": steps, "plan": {"layer": 0, "experts": E, "clusters": clusters}}))
     arrays = {"input": case["x"], "target": case["y"], "original": case["original"], "rows": case["rows"]}
@@ -51,7 +54,7 @@ def run_case(folder, case, steps, ranks=1, threads=1):
         np.save(folder / f"{name}.npy", values.float().contiguous().numpy())
     done = run_program(["mpirun", "-np", ranks, need(BUILD / "reconstruct_cases"), folder], timeout=120)
     assert done.returncode == 0, done.stderr
-    return {name: np.load(folder / f"out_{name}.npy") for name in ("rows", "gate", "up", "down")} | {"error": float(done.stdout)}
+    return {name: np.load(folder / f"out_{name}.npy") for name in ("rows", "biases", "gate", "up", "down")} | {"error": float(done.stdout)}
 
 
 def largest_difference(ours, theirs):
@@ -122,6 +125,83 @@ def test_rows_by_output_error(tmp_path, seed, renormalise):
 
 
 @pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("seed", [10, 11])
+def test_sigmoid_rows_by_least_squares(tmp_path, seed, renormalise):
+    case = make_case(seed, renormalise, sigmoid=True)
+    train = ~case["held"]
+    x, prior = case["x"][train], case["rows"]
+    logits = x @ case["original"].T
+    target = reference.any_member_fires(logits, CLUSTERS)
+    assert torch.allclose(target.sigmoid()[:, 0], 1 - (1 - logits[:, 0].sigmoid()) * (1 - logits[:, 3].sigmoid()))
+    assert torch.allclose(target[:, 1], logits[:, 1]), "a cluster of one has its member's logit"
+    rows = prior + torch.cholesky_solve(x.T @ (target - x @ prior.T), reference.ridge_cholesky(x.T @ x, 1e-3)).T
+    compare(run_case(tmp_path, case, ["least squares"]), rows=rows)
+
+
+def sigmoid_share(case, renormalise):
+    """Of the clusters of a token [T, K]: of weights after top-k, or each cluster's probability."""
+    if not renormalise:
+        return reference.any_member_fires(case["x"] @ case["original"].T, CLUSTERS).sigmoid()
+    share = torch.stack([case["gates"][:, c].sum(1) for c in CLUSTERS], 1)
+    return share / share.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_sigmoid_rows_by_cross_entropy_reach_a_minimum(tmp_path, renormalise):
+    case = make_case(12, renormalise, sigmoid=True)
+    train = ~case["held"]
+    x, start, share = case["x"][train], case["rows"], sigmoid_share(case, renormalise)[train]
+
+    def loss(rows):
+        z, pull = x @ rows.T, 1e-4 * x.pow(2).mean() * (rows - start).pow(2).sum()
+        if not renormalise:
+            return torch.nn.functional.binary_cross_entropy_with_logits(z, share) + pull
+        score = z.sigmoid()
+        return -(share * (score / score.sum(-1, keepdim=True)).log()).sum(-1).mean() + pull
+    rows = start.clone().requires_grad_(True)
+    with torch.enable_grad():
+        optimiser = torch.optim.LBFGS([rows], max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimiser.zero_grad()
+            value = loss(rows)
+            value.backward()
+            return value
+        optimiser.step(closure)
+    ours = run_case(tmp_path, case, ["cross entropy"])
+    best, found, before = loss(rows.detach()).item(), loss(torch.from_numpy(ours["rows"])).item(), loss(start).item()
+    print(f"start {before:.6f}, minimum {best:.6f}, ours {found:.6f}")
+    assert found - best < 1e-2 * (before - best)
+    assert found < before
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_matched_biases(tmp_path, top_k):
+    case = make_case(13, True, top_k, sigmoid=True)
+    train = ~case["held"]
+    x, chosen = case["x"][train], case["gates"][train] > 0
+    biases = reference.matched_biases(x, chosen, CLUSTERS, case["rows"], top_k, case["biases"])
+    ours = torch.from_numpy(run_case(tmp_path, case, ["biases"])["biases"]).double()
+    assert (ours - biases).abs().max() < 1e-3, "a token may be counted elsewhere"
+    wanted = torch.stack([chosen[:, c].any(1) for c in CLUSTERS], 1).double().mean(0)
+    share = (wanted / wanted.sum() * top_k).clamp(max=1)
+    distance = lambda correction: ((reference.gates(x, case["rows"], top_k, True, correction) > 0).double().mean(0) - share).abs().max().item()
+    before, after = distance(case["biases"]), distance(ours)
+    print(f"frequencies, largest distance {before:.4f} -> {after:.4f}")
+    assert after < 0.01 and after < before
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("seed", [14, 15])
+def test_sigmoid_rows_by_output_error(tmp_path, seed, renormalise):
+    case = make_case(seed, renormalise, sigmoid=True)
+    rows = reference.router_step(case["x"], case["y"], case["held"], case["weights"], case["rows"], case["top_k"], renormalise,
+                                 correction=case["biases"])
+    assert (rows - case["rows"]).abs().max() > 0.01, "a case in which the step is undone shows nothing"
+    compare(run_case(tmp_path, case, ["output error"]), rows=rows, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("seed", [5, 6])
 @pytest.mark.parametrize("step, iterations", [("down", 0), ("experts", 2)])
 def test_experts(tmp_path, seed, renormalise, step, iterations):
@@ -144,9 +224,10 @@ def test_scale(tmp_path):
     assert largest_difference(tiny["down"] * 2.0**20, ours["down"]) < 1e-4
 
 
-def test_bytes_do_not_depend_on_ranks_and_threads(tmp_path):
-    case = make_case(8, False)
-    steps = ["least squares", "cross entropy", "down", "output error", "experts"]
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_bytes_do_not_depend_on_ranks_and_threads(tmp_path, sigmoid):
+    case = make_case(8, sigmoid, sigmoid=sigmoid)
+    steps = ["least squares", "cross entropy", *(["biases"] if sigmoid else []), "down", "output error", "experts"]
     first = run_case(tmp_path / "first", case, steps)
     for ranks, threads in ((1, 2), (2, 1), (3, 2), (4, 1)):
         other = run_case(tmp_path / f"{ranks}_{threads}", case, steps, ranks, threads)
