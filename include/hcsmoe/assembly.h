@@ -27,7 +27,8 @@ struct OutputFile {
 };
 /// The output's files, laid out before anything is written: also what `inspect` prints. Deterministic: tensors keep the checkpoint's order
 /// (file by file), merged ones stand where the layer's first replaced tensor stood, files are filled up to max_shard_bytes of tensors. In a
-/// file of several element sizes the larger ones come first, so that every tensor is aligned to its element size.
+/// file of several element sizes the larger ones come first, so that every tensor is aligned to its element size. With fewer experts than
+/// the checkpoint's, layers for multi-token prediction are left out.
 std::vector<OutputFile> output_layout(const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes);
 
 /// UserError if OUTPUT exists, or its disk has too little room. `assemble` asks the same; a run asks before it begins.
@@ -36,7 +37,7 @@ void check_output_folder(const Checkpoint&, const std::vector<OutputFile>& layou
 struct AssemblySummary {
   uint64_t bytes = 0;  // of all safetensors files
   int64_t files = 0, tensors = 0, copied_files = 0;
-  std::vector<std::string> left_out;  // files of the folder that were not copied (other weight formats), with why
+  std::vector<std::string> left_out;  // files (other weight formats) and layers (for multi-token prediction) that were not copied, with why
 };
 /// Collective. Writes OUTPUT.partial and renames it to OUTPUT. Throws UserError: OUTPUT exists, disk full, a shard is missing or damaged.
 /// On an error OUTPUT.partial is removed (a full disk needs the room); after a kill it stays, and the next assembly replaces it.

@@ -225,6 +225,7 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
   summary.files = static_cast<int64_t>(files.size());
   summary.copied_files = static_cast<int64_t>(others.copied.size());
   summary.left_out = others.left_out;
+  for (std::string& layer : left_out_layers(checkpoint, model, experts_kept)) summary.left_out.push_back(std::move(layer));
   return summary;
 }
 

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -76,6 +77,19 @@ std::string safetensors_header(const std::vector<OutputTensor>& tensors) {
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t length = text.size();
   return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text;
+}
+
+std::vector<std::string> left_out_layers(const Checkpoint& checkpoint, const ModelDescription& model, int64_t experts_kept) {
+  std::set<int64_t> layers;
+  for (const TensorInfo& info : checkpoint.tensors()) {
+    const auto layer = prediction_layer(model, info.name);
+    if (layer && experts_kept < model.experts) layers.insert(*layer);
+  }
+  std::vector<std::string> result;
+  for (const int64_t layer : layers) {
+    result.push_back("layer " + std::to_string(layer) + ": for multi-token prediction, with experts that are not compressed");
+  }
+  return result;
 }
 
 std::vector<OutputFile> output_layout(const Checkpoint& checkpoint, const ModelDescription& model, int64_t experts_kept,

@@ -21,7 +21,14 @@ double layer_bytes(const Checkpoint& checkpoint, const ModelDescription& model, 
 /// Buffers that hold weights in the type of computation, where the checkpoint's is another: attention, shared expert, one routed expert.
 double converted_bytes(const ModelDescription& m, int64_t element) {
   const auto size = [](int64_t a, int64_t b) { return static_cast<double>(a) * static_cast<double>(b); };
-  const double attention = size(m.hidden_size, 2 * (m.heads + m.key_value_heads) * m.head_size);
+  double attention = size(m.hidden_size, 2 * (m.heads + m.key_value_heads) * m.head_size);
+  if (m.latent) {
+    const LatentAttention& latent = *m.latent;
+    const int64_t queries = m.heads * latent.key_size(), low = latent.query_rank;
+    attention = (low > 0 ? size(low, m.hidden_size + queries) : size(m.hidden_size, queries)) +
+                size(m.hidden_size, latent.key_value_rank + latent.rotary) +
+                size(latent.key_value_rank, m.heads * (latent.plain + latent.value)) + size(m.hidden_size, m.heads * latent.value);
+  }
   const double block = 3 * size(m.hidden_size, std::max({m.expert_intermediate, m.shared_intermediate, m.dense_intermediate}));
   return (attention + block) * static_cast<double>(element);
 }
@@ -48,8 +55,12 @@ void inspect(Job& job) {
     line("model", job.config.model.string());
     line("family", m.family);
     line("layers", std::to_string(m.layers) + ", " + std::to_string(moe) + " with experts");
-    line("experts a layer", std::to_string(m.experts) + ", top-" + std::to_string(m.routing.top_k) +
-                                (m.shared_intermediate > 0 ? ", shared expert of width " + std::to_string(m.shared_intermediate) : ""));
+    line("experts a layer",
+         std::to_string(m.experts) + ", top-" + std::to_string(m.routing.top_k) +
+             (m.routing.score == RoutingRule::Score::sigmoid ? " by sigmoid scores" : "") +
+             (m.routing.groups > 1 ? " in " + std::to_string(m.routing.top_groups) + " of " + std::to_string(m.routing.groups) + " groups"
+                                   : "") +
+             (m.shared_intermediate > 0 ? ", shared expert of width " + std::to_string(m.shared_intermediate) : ""));
     line("hidden, expert width", std::to_string(m.hidden_size) + ", " + std::to_string(m.expert_intermediate));
     line("weights", bytes(static_cast<double>(job.checkpoint.total_bytes())) + " in " + std::to_string(job.checkpoint.files().size()) +
                         (job.checkpoint.files().size() == 1 ? " file, " : " files, ") + std::to_string(job.checkpoint.tensors().size()) +

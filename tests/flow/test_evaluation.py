@@ -224,7 +224,7 @@ def test_run_measures_original_and_output(golden, tmp_path):
     assert "compressed" in result.stderr and "KL" in result.stderr
 
 
-@pytest.mark.parametrize("name", TWO_MODELS)
+@pytest.mark.parametrize("name", [*TWO_MODELS, "glm4_moe_f32_groups"])  # with all rows it has its groups
 def test_an_aliased_router(golden, main_job, tmp_path, name):
     """Equals a checkpoint of E experts, in which every member of a cluster is the merged expert."""
     case = golden(name)

@@ -85,6 +85,9 @@ def test_output_folder(golden, main_job, name):
         assert index["weight_map"] == {tensor: file for file, content in tensors.items() for tensor in content}
         assert index["metadata"]["total_size"] == sum(t.nbytes for content in tensors.values() for t in content.values())
     assert not output.with_name("output.partial").exists()
+    left_out = json.loads((main_job(name)[1] / "run.json").read_text()).get("left_out", [])
+    behind = [f"layer {case.config['num_hidden_layers']}: for multi-token prediction"] * case.config.get("num_nextn_predict_layers", 0)
+    assert [line.partition(",")[0] for line in left_out] == behind
 
 
 @pytest.mark.parametrize("name", NAMES)

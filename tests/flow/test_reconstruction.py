@@ -9,7 +9,7 @@ import pytest
 import reference
 import torch
 from checkpoints import DEMO_MODEL
-from conftest import digests, job_digests, run_job
+from conftest import digests, forward_logits, job_digests, relative_error, run_job
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
@@ -72,8 +72,11 @@ def test_reconstruction_brings_back_most_of_what_pruning_lost(tmp_path):
         ("deepseek_f16_linear", AUTO),
         ("deepseek_f16_linear", FULL | {"method": "reap"} | FITTED),
         ("mixtral_bf16_window", FITTED),
+        ("glm4_moe_bf16_mtp", FULL | FITTED),
+        ("deepseek_v3_bf16_yarn", AUTO),
     ],
-    ids=["mixtral, full", "qwen2_moe, auto", "deepseek, auto", "deepseek, reap and full", "mixtral, fitted router"],
+    ids=["mixtral, full", "qwen2_moe, auto", "deepseek, auto", "deepseek, reap and full", "mixtral, fitted router", "glm4_moe, full",
+         "deepseek_v3, auto"],
 )
 def test_ranks_and_threads_do_not_matter(golden, tmp_path, name, compression):
     expected = None
@@ -88,13 +91,14 @@ def test_ranks_and_threads_do_not_matter(golden, tmp_path, name, compression):
 
 
 @pytest.mark.parametrize("compression", [AUTO, FULL | FITTED], ids=["auto", "full"])
-@pytest.mark.parametrize("name", ["mixtral_bf16_window", "qwen2_moe_f32_sparse_step", "deepseek_f16_linear"])
+@pytest.mark.parametrize("name", ["mixtral_bf16_window", "qwen2_moe_f32_sparse_step", "deepseek_f16_linear", "deepseek_v3_bf16_yarn"])
 def test_all_experts_kept_are_the_originals(golden, tmp_path, name, compression):
     case = golden(name)
     run_job(tmp_path, 2, case.job(tmp_path / "output", **compression | {"experts": case.experts}))
     original, found = reference.read_tensors(case.model), reference.read_tensors(tmp_path / "output")
     assert set(found) == set(original)
     assert [tensor for tensor in found if not found[tensor].equal(original[tensor])] == []
+    assert reference.read_config(tmp_path / "output") == case.config, "groups and layers behind the last stay"
 
 
 @torch.no_grad()
@@ -168,11 +172,7 @@ def test_a_plan_and_shards_are_used_again(golden, tmp_path, compression):
     assert digests(tmp_path / "again") == digests(tmp_path / "fresh" / "output")
 
 
-@pytest.mark.parametrize("compression", [{"method": "auto"}, {"method": "reap", "router": "fitted", "reconstruction": "full"}], ids=["auto", "reap"])
-def test_few_tokens_never_make_a_block_worse(tmp_path, compression):
-    run_job(tmp_path, 2, demo_job(tmp_path, sequences=8, length=64, **compression))
-    layers = summary(tmp_path / "output.work")["reconstruction"]
-    assert [layer["layer"] for layer in layers] == [0, 1, 2, 3]
+def assert_never_worse(layers):
     for layer in layers:
         assert 0 < layer["error"] <= layer["start_error"]
         error = layer["start_error"]
@@ -180,6 +180,38 @@ def test_few_tokens_never_make_a_block_worse(tmp_path, compression):
             assert step["error"] <= error if step["kept"] else step["error"] >= error, f"layer {layer['layer']}: {step}"
             error = step["error"] if step["kept"] else error
         assert error == layer["error"]
+
+
+@pytest.mark.parametrize("compression", [{"method": "auto"}, {"method": "reap", "router": "fitted", "reconstruction": "full"}], ids=["auto", "reap"])
+def test_few_tokens_never_make_a_block_worse(tmp_path, compression):
+    run_job(tmp_path, 2, demo_job(tmp_path, sequences=8, length=64, **compression))
+    layers = summary(tmp_path / "output.work")["reconstruction"]
+    assert [layer["layer"] for layer in layers] == [0, 1, 2, 3]
+    assert_never_worse(layers)
+
+
+@pytest.mark.parametrize("method", ["hc-smoe", "reap"])
+@pytest.mark.parametrize("name", ["glm4_moe_bf16_mtp", "glm4_moe_f32_groups", "deepseek_v3_bf16_yarn"])
+def test_routers_with_correction_biases(golden, tmp_path, name, method):
+    """Rows and biases are fitted, exported in their own types, and what transformers computes with them is what was measured."""
+    case = golden(name)
+    run_job(tmp_path, 2, case.job(tmp_path / "output", method=method, reconstruction="full", router="fitted"))
+    layers = summary(tmp_path / "output.work")["reconstruction"]
+    assert [layer["layer"] for layer in layers] == case.moe_layers
+    assert_never_worse(layers)
+    for layer in layers:
+        print(f"layer {layer['layer']}: {layer['start_error']:.4f}", ", ".join(
+            f"{step['step']} {step['error']:.4f}{'' if step['kept'] else ' (undone)'}" for step in layer["steps"]))  # fmt: skip
+    routers = [step["kept"] for layer in layers for step in layer["steps"] if step["step"].startswith("router")]
+    assert any(routers) and all(layer["error"] < layer["start_error"] for layer in layers)
+
+    original, found = reference.read_tensors(case.model), reference.read_tensors(tmp_path / "output")
+    biases = [tensor for tensor in found if tensor.endswith("e_score_correction_bias")]
+    assert len(biases) == len(case.moe_layers) and not any("layers.3." in tensor for tensor in found)
+    for tensor in biases:
+        assert found[tensor].shape == (case.kept,) and found[tensor].dtype == original[tensor].dtype == torch.float32
+    ours = forward_logits(tmp_path / "output", case.ids_file, tmp_path, "float32")
+    assert relative_error(ours, reference.logits(reference.load_model(tmp_path / "output"), case.array("ids"))) <= 1e-4
 
 
 REFUSED = {

@@ -66,6 +66,12 @@ std::string answer(const ordered_json& json) {
     routing.top_k = json["routing"]["top_k"];
     routing.renormalise = json["routing"]["renormalise"];
     routing.scale = json["routing"]["scale"];
+    if (json["routing"].contains("correction")) {
+      routing.score = hcsmoe::RoutingRule::Score::sigmoid;
+      routing.correction = json["routing"]["correction"].get<std::vector<float>>();
+      routing.groups = json["routing"]["groups"];
+      routing.top_groups = json["routing"]["top_groups"];
+    }
   }
   try {
     const hcsmoe::LayerPlan plan = hcsmoe::plan_layer(statistics, read_recipe(json["recipe"]), routing);

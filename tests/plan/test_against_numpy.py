@@ -51,8 +51,21 @@ def statistics_of(random, experts):
         "output_cka": all_cka(token_outputs),
         "weight_gram": weights.reshape(experts, -1) @ weights.reshape(experts, -1).T,
         "weight_cka": all_cka(weights),
-        "routing": {"top_k": int(random.integers(1, 5)), "renormalise": bool(random.integers(2)), "scale": float(random.choice([1, 2.5]))},
+        "routing": routing_of(random, experts, tokens),
     }
+
+
+def routing_of(random, experts, tokens):
+    """Half of them with sigmoid scores and correction biases, some of these with groups."""
+    rule = {"top_k": int(random.integers(1, 5)), "renormalise": bool(random.integers(2)), "scale": float(random.choice([1, 2.5]))}
+    random = np.random.default_rng(1000 * experts + tokens)  # the other cases' draws do not hang on how many there are here
+    if random.integers(2):
+        return rule
+    sizes = [size for size in range(2, experts + 1) if experts % size == 0]
+    groups = experts // int(random.choice(sizes)) if sizes else 1
+    fewest = -(-rule["top_k"] * groups // experts)  # that hold top_k experts
+    top_groups = int(random.integers(fewest, groups + 1)) if fewest <= groups else groups
+    return rule | {"correction": (0.2 * random.standard_normal(experts)).astype(np.float32).tolist(), "groups": groups, "top_groups": top_groups}
 
 
 def all_cka(features):
@@ -142,11 +155,20 @@ def distances_of(statistics, recipe):
 def routed(logits, rule, left):
     """[S, E] routing weights of a router that has only the rows `left`."""
     some = logits[:, left].astype(np.float64)
-    scores = np.exp(some - some.max(1, keepdims=True))
-    scores /= scores.sum(1, keepdims=True)
+    if "correction" in rule:
+        scores = 1 / (1 + np.exp(-some))
+        choosers = scores + np.array(rule["correction"])[left]
+        if len(left) == logits.shape[1] and rule["groups"] > 1:  # fewer experts have no groups
+            grouped = choosers.reshape(len(some), rule["groups"], -1)
+            values = np.sort(grouped, axis=2)[:, :, -2:].sum(2)
+            outside = np.argsort(-values, axis=1, kind="stable")[:, rule["top_groups"] :]
+            grouped[np.arange(len(some))[:, None], outside] = -np.inf
+    else:
+        scores, choosers = np.exp(some - some.max(1, keepdims=True)), some
+        scores /= scores.sum(1, keepdims=True)
     weights = np.zeros(logits.shape)
     for token, row in enumerate(scores):
-        best_rows = np.argsort(-some[token], kind="stable")[: rule["top_k"]]
+        best_rows = np.argsort(-choosers[token], kind="stable")[: rule["top_k"]]
         chosen = row[best_rows]
         if rule["renormalise"]:
             chosen = chosen / chosen.sum()
