@@ -160,7 +160,10 @@ ModelDescription describe_decoder(const ConfigReader& config, const std::string&
 }
 
 void read_partial_rotary(const ConfigReader& config, double if_missing, ModelDescription& model) {
-  const double factor = config.number("partial_rotary_factor", 0, 1, if_missing);
+  double factor = config.number("partial_rotary_factor", 0, 1, if_missing);
+  if (config.has("rope_parameters")) {  // an object, as describe_decoder has seen
+    factor = ConfigReader(config.value("rope_parameters"), "rope_parameters.").number("partial_rotary_factor", 0, 1, factor);
+  }
   model.rotary_size = static_cast<int64_t>(static_cast<double>(model.head_size) * factor);
   if (model.rotary_size < 2 || model.rotary_size % 2 != 0) {
     throw UserError("config.json: partial_rotary_factor rotates " + std::to_string(model.rotary_size) + " of the " +

@@ -37,7 +37,8 @@ class ConfigReader {
 enum class AttentionKind { grouped, latent };
 ModelDescription describe_decoder(const ConfigReader& config, const std::string& family, AttentionKind = AttentionKind::grouped);
 
-/// The rotated channels of a head: partial_rotary_factor of them.
+/// The rotated channels of a head: partial_rotary_factor of them, which newer transformers versions write into
+/// rope_parameters.
 void read_partial_rotary(const ConfigReader& config, double if_missing, ModelDescription& model);
 
 /// Sigmoid scores with a correction bias, and expert groups: n_group, topk_group, norm_topk_prob, routed_scaling_factor. experts, top_k and

@@ -228,6 +228,9 @@ TEST(Families, Glm4MoeRotatesHalfOfAHead) {
   EXPECT_TRUE(model.routing.renormalise);
   EXPECT_EQ(moe_tensor_names(model, 3, 1)[1], "model.layers.3.mlp.gate.e_score_correction_bias");
   EXPECT_EQ(model.compressed_values, (std::vector<std::pair<std::string, int64_t>>{{"num_nextn_predict_layers", 0}}));
+  config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 1e6}, {"partial_rotary_factor", 0.25}};
+  EXPECT_EQ(family("glm4_moe").describe(config).rotary_size, 32);
+  config.erase("rope_parameters");
   for (const double factor : {0.0, 0.01, 0.0235}) {  // of 128: none, 1, 3 channels
     config["partial_rotary_factor"] = factor;
     EXPECT_NE(message("glm4_moe", config).find("partial_rotary_factor"), std::string::npos) << factor;
