@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ONE_A_FAMILY, job_command, run_job, run_program
 from reference import read_tensors
+from safetensors.torch import save_file
 
 NAME = ONE_A_FAMILY[0]
 RANKS = pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
@@ -299,3 +300,19 @@ def test_disk_full_of_output(case, tmp_path, small_disk, ranks):
     job = case.job(folder / "output") | {"work": str(tmp_path / "work")}
     refused(tmp_path, ranks, job, ["no space left on device", re.escape(str(folder))])
     assert not (folder / "output").exists()
+
+
+@pytest.mark.parametrize("damage, words", [("short", ["e_score_correction_bias", "shape [11]", "config.json says [12]"]),
+                                           ("missing", ["e_score_correction_bias"])])  # fmt: skip
+def test_damaged_correction_biases(golden, tmp_path, damage, words):
+    case = golden("glm4_moe_f32_groups")
+    tensors = read_tensors(case.model)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    bias = tensors.pop(name)
+    if damage == "short":
+        tensors[name] = bias[:-1].clone()
+    shutil.copytree(case.model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    said = run_job(tmp_path, 1, case.job(tmp_path / "output") | {"model": str(tmp_path / "model")}, "inspect", expect=2)
+    for word in words:
+        assert word in said.stdout + said.stderr
