@@ -61,7 +61,7 @@ struct Recipe {
   RouterMerge router = RouterMerge::frequency;
   Reconstruction reconstruction = Reconstruction::none;
   Propagate propagate = Propagate::original;
-  int64_t rounds = 2;  // of reconstruction
+  int64_t rounds = 1;  // of reconstruction: full
   Init init = Init::farthest;
   uint64_t seed = 42;            // of whatever is drawn
   int64_t max_cluster_size = 0;  // 0: no limit
@@ -87,6 +87,7 @@ struct Method {
   RouterMerge router = RouterMerge::frequency;
   Reconstruction reconstruction = Reconstruction::none;
   Propagate propagate = Propagate::original;
+  int64_t rounds = 1;
 };
 const std::vector<Method>& methods();
 const Method& method_named(const std::string& name);  // Error: there is none

@@ -27,7 +27,7 @@ struct Cluster {
 struct CandidateScore {
   std::string method;           // with what it was made
   double start_error = 0;       // merged or pruned only
-  double first_error = 0;       // after router rows and one pass over the down projections, by which candidates are ranked
+  double first_error = 0;       // after the steps that see some of the tokens, by which candidates are ranked
   std::optional<double> error;  // after all of the reconstruction, of the best ranked
   bool operator==(const CandidateScore&) const = default;
 };

@@ -12,7 +12,8 @@ const std::vector<Method>& methods() {
        .merge = Merge::frequency_aligned,
        .router = RouterMerge::fitted,
        .reconstruction = Reconstruction::full,
-       .propagate = Propagate::compressed},
+       .propagate = Propagate::compressed,
+       .rounds = 3},
       {.name = "hc-smoe",
        .features = {expert_output, expert_output_tokens, router_logits, weight, cka, weight_cka},
        .metric = true,
@@ -47,6 +48,7 @@ Recipe default_recipe(const std::string& name) {
   recipe.router = method.router;
   recipe.reconstruction = method.reconstruction;
   recipe.propagate = method.propagate;
+  recipe.rounds = method.rounds;
   return recipe;
 }
 

@@ -1,13 +1,13 @@
 #pragma once
-// A step of an expert's gate and up projections towards what the block still misses: Gauss-Newton, with a few iterations of conjugate
-// gradients on its normal equations. With V = [dG; dU] the changes of the two projections, gate value g, h = a(G x) * (U x) and a' the
-// activation's derivative, the output changes by J V = D (g a'(G x) (U x) * (dG x) + g a(G x) * (dU x)). The preconditioner is the
-// Kronecker product of S = [D^T D, repeated 2 x 2] * (q^T q), q = the two slopes side by side, and C = the second moment of x, both damped.
+// A step of an expert's gate and up projections towards what the block still misses: one preconditioned Gauss-Newton step. With V = [dG;
+// dU] the changes of the two projections, gate value g, h = a(G x) * (U x) and a' the activation's derivative, the output changes by J V =
+// D (g a'(G x) (U x) * (dG x) + g a(G x) * (dU x)). The direction is S^-1 (J^T r) C^-1, where the Kronecker product of S = [D^T D, repeated
+// 2 x 2] * (q^T q), q = the two slopes side by side, and C = sum g^2 x x^T / sum g^2 stands for J^T J, both damped. S, C and the step's
+// length, the best there, are of a sample of the training tokens.
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "hcsmoe/ranks.h"
@@ -16,19 +16,20 @@
 namespace hcsmoe {
 
 /// Units of which S is kept whole; more are cut into blocks, and S is block-diagonal.
-inline constexpr int64_t most_units = 2048;
+inline constexpr int64_t most_units = 512;
 
-/// What the step is made of; all float32, training rows first. units must have slopes.
+/// What the step is made of, training rows first. units must have slopes.
 struct GaussNewtonTask {
   const Units& units;
-  const at::Tensor& input;  // [rows padded, D]: of units.rows
-  const at::Tensor& rest;   // [rows padded, D]: what the block misses of its target
-  const at::Tensor& down;   // [D, F]
-  double unit = 1;          // of squared outputs, a power of two: what is summed is divided by it
+  const at::Tensor& input;                 // [rows padded, D], of units.rows, in the type of units.values
+  const at::Tensor& rest;                  // float32 [rows padded, D]: what the block misses of its target
+  const at::Tensor& down;                  // float32 [D, F]
+  const std::vector<int32_t>& sample;      // of the training rows, ascending
+  const std::vector<int64_t>& sample_end;  // of the sample, by group
+  double unit = 1;                         // of squared outputs, a power of two: what is summed is divided by it
 };
 
-/// At most `iterations`. After each, try_step([2F, D] float32: dG above dU) says whether the step so far is better than the best until now;
-/// it ends where it is not. Collective.
-void gauss_newton(const GaussNewtonTask&, int iterations, const Ranks&, const std::function<bool(const at::Tensor& step)>& try_step);
+/// float32 [2F, D], dG above dU; undefined where there is no step to make. Collective.
+at::Tensor gauss_newton_step(const GaussNewtonTask&, const Ranks&);
 
 }  // namespace hcsmoe

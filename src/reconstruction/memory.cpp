@@ -19,24 +19,23 @@ ReconstructionMemory reconstruction_memory(const ReconstructionSize& size) {
   const bool full = size.what == Reconstruction::full;
   ReconstructionMemory memory;
 
-  // Merged and fitted experts, float32 down projections, and the layer before, which its owner is writing.
-  memory.experts = K * D * F * (full ? 8 * w + 4 : 6 * w + 4);
+  // Merged and fitted experts, float32 down projections, a fit on some of the tokens, and the layer before, which its owner is writing.
+  memory.experts = K * D * F * (full ? 10 * w + 8 : 6 * w + 4);
   if (size.several) memory.experts += K * D * F * 3 * w;
-  // What is left of the target before and after a step, and the inputs of the training tokens.
-  memory.tokens = 3 * 4 * N * D;
+  // What is left of the target, inputs in the type of computation and those of the training tokens; a quarter of them for the early fit.
+  memory.tokens = N * D * (4 + 4 + (size.compute_bytes < 4 ? static_cast<double>(size.compute_bytes) : 0));
+  if (full) memory.tokens += memory.tokens / 4 + 2 * N * D;
   if (size.propagate)
     memory.tokens += N * D * static_cast<double>(4 + 4 + size.compute_bytes) + 4 * N * D;  // its hidden states; its target
-  // Units and their products. Gauss-Newton: two slopes, units of a trial, a product with D^T, slopes side by side; input, rest, outputs.
-  memory.expert_tokens = 4 * R * (full ? 5 * F + 2 * units + std::max(F, D) + 7 * D : F + D);
+  // Units, two slopes, and their products; slopes of the sampled rows side by side; input, rest, outputs, and the sampled rows of each.
+  memory.expert_tokens = 4 * R * (full ? 5 * F + units + 6 * D : F + D);
   if (full) {
-    // Gram, its ridge and its factor in float64; right side, solution (twice) in float64, steps in float32.
-    const double down = 24 * F * F + 32 * F * D;
-    // S of a block: int64 sums, float64, D^T D in float32. C: int64 sums, float64, factor.
-    const double kept = blocks * 16 * units * units + 4 * D * D;  // factors in float32
-    const double s = 68 * units * units, c = 20 * D * D;
-    // Gradients [2F, D] in float64, old and new, by halves; direction, step, starting weights and D^T in float32.
-    const double iteration = 76 * F * D;
-    memory.matrices = std::max(down, kept + std::max({s, c, iteration}));
+    const auto at_once = static_cast<double>(std::clamp((3 + size.ranks - 1) / std::max(size.ranks, 1), 1, std::max(size.threads, 1)));
+    // Gram in float64; its ridges and their factors in float64, dealt to ranks, and the factors of all in float32; right side, steps.
+    const double down = (8 + 16 * at_once + 12) * F * F + 24 * F * D;
+    // S of a block and C: int64 sums and float64. Sides of the step: gradient by halves in int64 and float64, then float32.
+    const double kept = blocks * 32 * units * units, s = 64 * units * units, c = 20 * D * D, sides = 48 * F * D;
+    memory.matrices = std::max(down, kept + std::max({s, c, sides}));
     memory.matrices += 4.0 * static_cast<double>(panel_rows) * std::max({2 * units, F, D}) * static_cast<double>(size.threads);
   }
   if (size.fits_rows) memory.matrices = std::max(memory.matrices, 24 * D * D + 16 * K * D);  // least squares: as of the down projection

@@ -1,13 +1,16 @@
 #include "reconstruction/normal_equations.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/cholesky_inverse.h>
 #include <ATen/ops/cholesky_solve.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/mm_ops.h>
 
 #include <algorithm>
 #include <bit>
-#include <tuple>
+#include <cstring>
+#include <string>
 
 #include "forward/products.h"
 #include "forward/row_kernels.h"
@@ -19,7 +22,13 @@ namespace {
 
 /// The largest magnitude in the first n rows, over all ranks.
 double largest(const at::Tensor& x, int64_t n, const Ranks& ranks) {
-  const float mine = n > 0 ? largest_magnitude(const_data<float>(x), n * x.size(1)) : 0;
+  const int64_t blocks = blocks_of(n, row_block), C = x.size(1);
+  std::vector<float> found(static_cast<size_t>(blocks));
+  for_each_task(blocks, [&](int64_t b, int) {
+    const at::Tensor rows = x.narrow(0, b * row_block, std::min(row_block, n - b * row_block)).to(at::kFloat);
+    found[static_cast<size_t>(b)] = largest_magnitude(const_data<float>(rows), rows.size(0) * C);
+  });
+  const float mine = found.empty() ? 0 : *std::max_element(found.begin(), found.end());
   return static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(ranks.all_reduce_max(std::bit_cast<uint32_t>(mine)))));
 }
 
@@ -32,23 +41,63 @@ BoundedSums summed_products(const at::Tensor& a, const at::Tensor& b, const std:
   ranks.all_reduce_sum(rows);
   const auto margin = 2 * static_cast<double>(std::max<int64_t>(rows[0], 1));  // 2: of the products' own rounding
   BoundedSums sums(I * O, margin * largest(a, n, ranks) * largest(b, n, ranks));
-  std::vector<Buffer> buffers(static_cast<size_t>(at::get_num_threads()));
+  std::vector<Buffer> buffers(static_cast<size_t>(at::get_num_threads())), wide_buffers(buffers.size());
   for_each_task(blocks_of(O, panel_rows), [&](int64_t task, int thread) {
     const int64_t first = task * panel_rows, width = std::min(panel_rows, O - first), top = from(first);
-    at::Tensor product = buffers[static_cast<size_t>(thread)].get(I - top, width, at::kFloat);
+    at::Tensor product = buffers[static_cast<size_t>(thread)].get(I - top, width, a.scalar_type());
+    at::Tensor wide = product;
+    if (a.scalar_type() != at::kFloat) wide = wide_buffers[static_cast<size_t>(thread)].get(I - top, width, at::kFloat);
     int64_t begin = 0;
     for (const int64_t end : group_end) {
       if (end == begin) continue;
       const at::Tensor left = a.narrow(0, begin, end - begin).narrow(1, top, I - top);
       at::_ops::mm_out::call(left.t(), b.narrow(0, begin, end - begin).narrow(1, first, width), product);
+      if (a.scalar_type() != at::kFloat) to_float(const_data<uint16_t>(product), product.numel(), data<float>(wide));
       for (int64_t i = top; i < I; ++i) {
-        quantised_add(const_data<float>(product) + (i - top) * width, width, sums.scale(), sums.units() + i * O + first);
+        quantised_add(const_data<float>(wide) + (i - top) * width, width, sums.scale(), sums.units() + i * O + first);
       }
       begin = end;
     }
   });
   sums.all_reduce(ranks);
   return sums;
+}
+
+void add_ridge(at::Tensor& matrix, double share) {
+  const int64_t n = matrix.size(0);
+  double trace = 0;
+  for (int64_t i = 0; i < n; ++i) trace += data<double>(matrix)[i * n + i];
+  for (int64_t i = 0; i < n; ++i) data<double>(matrix)[i * n + i] += share * trace / static_cast<double>(n);
+}
+
+/// The lower Cholesky factor, or none.
+at::Tensor factor_of(const at::Tensor& matrix) {
+  const auto [factor, info] = at::linalg_cholesky_ex(matrix);
+  return *info.const_data_ptr<int>() == 0 ? factor : at::Tensor();
+}
+
+/// make(damped matrix) gives a float32 matrix of its size, or none; the matrices are dealt to ranks and threads. All, on every rank.
+template <class Make>
+std::vector<at::Tensor> dealt(const std::vector<Damped>& matrices, const Ranks& ranks, const Make& make) {
+  const auto count = static_cast<int64_t>(matrices.size()), P = static_cast<int64_t>(ranks.size());
+  std::vector<at::Tensor> made(matrices.size());
+  const int64_t mine = count > ranks.rank() ? (count - ranks.rank() + P - 1) / P : 0;
+  for_each_task(mine, [&](int64_t i, int) {
+    const auto at = static_cast<size_t>(ranks.rank() + i * P);
+    at::Tensor matrix = matrices[at].matrix.clone();
+    add_ridge(matrix, matrices[at].share);
+    if (const at::Tensor result = make(matrix); result.defined()) made[at] = result.contiguous();
+  });
+  for (int64_t i = 0; i < count && P > 1; ++i) {
+    at::Tensor& result = made[static_cast<size_t>(i)];
+    std::string bytes;
+    if (result.defined()) bytes.assign(static_cast<const char*>(result.const_data_ptr()), result.nbytes());
+    ranks.broadcast(bytes, ranks.owner_of(i));
+    if (result.defined() || bytes.empty()) continue;
+    result = at::empty(matrices[static_cast<size_t>(i)].matrix.sizes(), at::kFloat);
+    std::memcpy(result.mutable_data_ptr(), bytes.data(), bytes.size());
+  }
+  return made;
 }
 
 }  // namespace
@@ -75,28 +124,24 @@ at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::ve
   return result;
 }
 
-void add_ridge(at::Tensor& matrix, double share) {
-  const int64_t n = matrix.size(0);
-  double trace = 0;
-  for (int64_t i = 0; i < n; ++i) trace += data<double>(matrix)[i * n + i];
-  for (int64_t i = 0; i < n; ++i) data<double>(matrix)[i * n + i] += share * trace / static_cast<double>(n);
+std::vector<at::Tensor> cholesky_factors(const std::vector<Damped>& matrices, const Ranks& ranks) {
+  return dealt(matrices, ranks, [](const at::Tensor& matrix) {
+    const at::Tensor factor = factor_of(matrix);
+    return factor.defined() ? factor.to(at::kFloat) : factor;
+  });
 }
 
-at::Tensor cholesky_factor(const at::Tensor& matrix) {
-  at::Tensor factor, info;
-  for_each_task(1, [&](int64_t, int) { std::tie(factor, info) = at::linalg_cholesky_ex(matrix); });
-  return *info.const_data_ptr<int>() == 0 ? factor : at::Tensor();
+std::vector<at::Tensor> inverses(const std::vector<Damped>& matrices, const Ranks& ranks) {
+  return dealt(matrices, ranks, [](const at::Tensor& matrix) {
+    const at::Tensor factor = factor_of(matrix.to(at::kFloat));
+    return factor.defined() ? at::cholesky_inverse(factor) : factor;
+  });
 }
 
-at::Tensor ridge_solution(const at::Tensor& gram, const at::Tensor& right, double ridge, const Ranks& ranks) {
-  at::Tensor matrix = gram.clone();
-  add_ridge(matrix, ridge);
-  const at::Tensor factor = cholesky_factor(matrix);
-  if (!factor.defined()) return {};
-  const at::Tensor transposed = in_panels(right.size(1), right.size(0), at::kDouble, ranks, [&](int64_t first, int64_t width) {
+at::Tensor solved(const at::Tensor& factor, const at::Tensor& right, const Ranks& ranks) {
+  return in_panels(right.size(1), right.size(0), at::kFloat, ranks, [&](int64_t first, int64_t width) {
     return at::cholesky_solve(right.narrow(1, first, width).contiguous(), factor).t().contiguous();
   });
-  return transposed.t().contiguous();
 }
 
 }  // namespace hcsmoe

@@ -14,34 +14,35 @@
 namespace hcsmoe {
 namespace {
 
-constexpr int gauss_newton_iterations = 2;
+// Of `full`: the first steps and a first round see every `early_every`-th token, where that leaves enough.
+constexpr int64_t early_every = 4, fewest_early = 1024;
+constexpr int64_t most_early_output_tokens = most_output_tokens / 2;
 
-/// Notes each step in the report.
-class Steps {
+/// Every n-th calibration token.
+class SomeTokens {
  public:
-  Steps(BlockFit& fit, ReconstructionReport& report) : fit_(fit), report_(report) {}
-  /// correction_of(rows): their correction biases.
-  template <class MakeRows, class CorrectionOf>
-  void rows(const std::string& what, const MakeRows& make_rows, const CorrectionOf& correction_of) {
-    const double before = fit_.error;
-    const at::Tensor rows = make_rows();
-    const double found = fit_.try_rows(rows, correction_of(rows));
-    note(what, found, found < before);
+  SomeTokens(const BlockTokens& tokens, int64_t n) {
+    groups_.first_token = (tokens.groups.first_token + n - 1) / n;
+    std::vector<int32_t> rows;
+    int64_t row = 0;
+    for (const int64_t end : tokens.groups.end) {
+      for (; row < end; ++row) {
+        if ((tokens.groups.first_token + row) % n != 0) continue;
+        rows.push_back(static_cast<int32_t>(row));
+        groups_.held_out.push_back(tokens.groups.held_out[static_cast<size_t>(row)]);
+      }
+      groups_.end.push_back(static_cast<int64_t>(rows.size()));
+    }
+    const auto count = static_cast<int64_t>(rows.size());
+    input_ = gathered(tokens.input, rows, input_buffer_).narrow(0, 0, count);
+    target_ = gathered(tokens.target, rows, target_buffer_).narrow(0, 0, count);
   }
-  void experts(int iterations) {
-    fit_.fit_experts(iterations);
-    note(iterations > 0 ? "experts" : "down projections", fit_.error, true);
-  }
+  BlockTokens tokens() const { return {input_, target_, groups_}; }
 
  private:
-  void note(const std::string& what, double error, bool kept) {
-    const auto now = std::chrono::steady_clock::now();
-    report_.steps.push_back({what, error, kept, std::chrono::duration<double>(now - start_).count()});
-    start_ = now;
-  }
-  BlockFit& fit_;
-  ReconstructionReport& report_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  TokenGroups groups_;
+  Buffer input_buffer_, target_buffer_;
+  at::Tensor input_, target_;
 };
 
 at::Tensor as_tensor(const std::vector<float>& values) {
@@ -58,52 +59,112 @@ std::vector<float> exported(std::vector<float> biases, const SparseBlock& block)
   return {values, values + held.numel()};
 }
 
+/// The steps on one set of tokens, each noted in the report.
+class Steps {
+ public:
+  Steps(const BlockTokens& tokens, const ReconstructionTask& task, const SparseBlock& block, const Compute& compute, const Ranks& ranks,
+        ReconstructionReport& report)
+      : fit(tokens, block_routing(task.routing, task.plan.experts, block), block, compute, ranks),
+        tokens_(tokens),
+        task_(task),
+        block_(block),
+        compute_(compute),
+        ranks_(ranks),
+        report_(report) {}
+
+  void rows_from_members() {
+    const at::Tensor original = task_.router.to(at::kFloat).contiguous();
+    const RouterTokens training(tokens_);
+    const auto matched = [&](const at::Tensor& rows) {
+      return exported(matched_biases(training, original, task_.plan, task_.routing, fit.rule, rows, ranks_), block_);
+    };
+    if (!fit.rule.correction.empty()) try_rows("router: biases to the members' use", fit.rows, matched(fit.rows));
+    const at::Tensor linear = rows_by_least_squares(training, original, task_.plan, task_.routing, fit.rows, ranks_);
+    try_rows("router: least squares to the members", linear, matched(linear));
+    const at::Tensor rows = rows_by_cross_entropy(training, original, task_.plan, task_.routing, linear, ranks_);
+    try_rows("router: cross entropy to the members", rows, matched(rows));
+  }
+  void rows_from_output_error(int64_t most_tokens) {
+    std::vector<int64_t> all{tokens_.input.size(0)};
+    ranks_.all_reduce_sum(all);
+    const int64_t every = (all[0] + most_tokens - 1) / most_tokens;
+    const TokenOutputs outputs = token_outputs(tokens_, every, fit.experts, fit.down, compute_);
+    try_rows("router: output error", rows_by_output_error(outputs, fit.rule, fit.rows, ranks_), fit.rule.correction);
+  }
+  void down_projections() {
+    fit.fit_experts(false);
+    note("down projections", fit.error, true);
+  }
+  void experts() {
+    fit.fit_experts(true);
+    note("experts", fit.error, true);
+  }
+  /// Of a fit on some of the tokens.
+  void take(const BlockFit& early) {
+    start_ = std::chrono::steady_clock::now();
+    const double before = fit.error, found = fit.try_all(early);
+    note("the above, on all tokens", found, found < before);
+  }
+
+  BlockFit fit;
+
+ private:
+  void try_rows(const std::string& what, const at::Tensor& rows, const std::vector<float>& correction) {
+    const double before = fit.error, found = fit.try_rows(rows, correction);
+    note(what, found, found < before);
+  }
+  void note(const std::string& what, double error, bool kept) {
+    const auto now = std::chrono::steady_clock::now();
+    report_.steps.push_back({what, error, kept, std::chrono::duration<double>(now - start_).count()});
+    start_ = now;
+  }
+  const BlockTokens& tokens_;
+  const ReconstructionTask& task_;
+  const SparseBlock& block_;
+  const Compute& compute_;
+  const Ranks& ranks_;
+  ReconstructionReport& report_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
 }  // namespace
 
 SparseBlock reconstruct(const BlockTokens& tokens, const ReconstructionTask& task, SparseBlock block, const Compute& compute,
                         const Ranks& ranks, ReconstructionReport& report) {
-  const RoutingRule& routing = task.routing;
-  BlockFit fit(tokens, block_routing(routing, task.plan.experts, block), block, compute, ranks);
+  const bool fits_rows = task.recipe.router == RouterMerge::fitted, full = task.recipe.reconstruction == Reconstruction::full;
+  const auto start = [&](Steps& steps) {
+    if (fits_rows) steps.rows_from_members();
+    if (full) steps.down_projections();
+  };
+  std::vector<int64_t> all{tokens.input.size(0)};
+  ranks.all_reduce_sum(all);
   report.layer = task.plan.layer;
-  report.start_error = fit.error;
-  Steps steps(fit, report);
-  if (task.recipe.router == RouterMerge::fitted) {
-    const at::Tensor original = task.router.to(at::kFloat).contiguous();
-    const RouterTokens router_tokens(tokens);
-    const auto matched = [&](const at::Tensor& rows) {
-      return exported(matched_biases(router_tokens, original, task.plan, routing, fit.rule, rows, ranks), block);
-    };
-    if (!fit.rule.correction.empty()) {
-      steps.rows(
-          "router: biases to the members' use", [&] { return fit.rows; }, matched);
+  Steps steps(tokens, task, block, compute, ranks, report);
+  report.start_error = steps.fit.error;
+  if (full && all[0] >= early_every * fewest_early) {
+    const double before = steps.fit.error;
+    {
+      const SomeTokens some(tokens, early_every);
+      const BlockTokens early_tokens = some.tokens();
+      Steps early(early_tokens, task, block, compute, ranks, report);
+      start(early);
+      early.rows_from_output_error(most_early_output_tokens);
+      early.experts();
+      steps.take(early.fit);
     }
-    at::Tensor linear;
-    steps.rows(
-        "router: least squares to the members",
-        [&] { return linear = rows_by_least_squares(router_tokens, original, task.plan, routing, fit.rows, ranks); }, matched);
-    steps.rows(
-        "router: cross entropy to the members",
-        [&] { return rows_by_cross_entropy(router_tokens, original, task.plan, routing, linear, ranks); }, matched);
+    if (!(steps.fit.error < before)) start(steps);
+  } else {
+    start(steps);
   }
-  const Reconstruction what = task.recipe.reconstruction;
-  if (what == Reconstruction::full) steps.experts(0);
-  std::vector<int64_t> all_tokens{tokens.input.size(0)};
-  ranks.all_reduce_sum(all_tokens);
-  const int64_t every = (all_tokens[0] + most_output_tokens - 1) / most_output_tokens;
-  for (int64_t round = 0; round < task.recipe.rounds && what != Reconstruction::none; ++round) {
-    steps.rows(
-        "router: output error",
-        [&] { return rows_by_output_error(token_outputs(tokens, every, fit.experts, fit.down, compute), fit.rule, fit.rows, ranks); },
-        [&](const at::Tensor&) { return fit.rule.correction; });
-    if (what != Reconstruction::full) break;
-    steps.experts(gauss_newton_iterations);
-  }
-  report.error = fit.error;
+  if (task.recipe.reconstruction != Reconstruction::none && task.recipe.rounds > 0) steps.rows_from_output_error(most_output_tokens);
+  for (int64_t round = 0; round < task.recipe.rounds && full; ++round) steps.experts();
+  report.error = steps.fit.error;
   for (size_t k = 0; k < block.experts.size(); ++k) {
-    block.experts[k] = {fit.experts[k].gate, fit.experts[k].up, fit.down[k].to(block.experts[k].down.scalar_type())};
+    const ExpertWeights& expert = steps.fit.experts[k];
+    block.experts[k] = {expert.gate, expert.up, steps.fit.down[k].to(block.experts[k].down.scalar_type())};
   }
-  block.router = fit.rows.to(block.router.scalar_type());
-  if (block.correction_bias.defined()) block.correction_bias = as_tensor(fit.rule.correction).to(block.correction_bias.scalar_type());
+  block.router = steps.fit.rows.to(block.router.scalar_type());
+  if (block.correction_bias.defined()) block.correction_bias = as_tensor(steps.fit.rule.correction).to(block.correction_bias.scalar_type());
   return block;
 }
 

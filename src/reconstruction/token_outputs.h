@@ -14,7 +14,7 @@
 
 namespace hcsmoe {
 
-inline constexpr int64_t most_output_tokens = 16384;  // sampled, of all ranks
+inline constexpr int64_t most_output_tokens = 8192;  // sampled, of all ranks
 
 /// Tokens whose outputs [tokens, K, D] are in memory at a time: 256 MiB, or one row block.
 inline int64_t output_chunk(int64_t K, int64_t D) {

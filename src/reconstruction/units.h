@@ -21,8 +21,8 @@ struct Units {
   std::vector<float> gates;         // of each row
   int64_t training = 0;             // of the rows
   std::vector<int64_t> group_end;   // [groups] of the training rows
-  at::Tensor values;                // float32 [padded rows, F]: gate x h; zero beyond the rows
-  at::Tensor gate_slope, up_slope;  // like values, if asked for: gate x derivative of h by the gate and up projections' outputs
+  at::Tensor values;                // [padded rows, F] in the type of computation: gate x h; zero beyond the rows
+  at::Tensor gate_slope, up_slope;  // float32, if asked for: gate x derivative of h by the gate and up projections' outputs
   int64_t count() const { return static_cast<int64_t>(rows.size()); }
 };
 
@@ -34,18 +34,22 @@ class UnitsOfExperts {
   const Units& of(const ExpertWeights& expert, const std::vector<Routing::Entry>& entries, bool slopes = false);
 
  private:
-  const at::Tensor input_;  // float32 [N, D]
+  const at::Tensor input_;  // [N, D], float32 or in the type of computation
   const TokenGroups& groups_;
   const Compute compute_;
   Units units_;
   Buffer values_, gate_slope_, up_slope_, gate_, up_;
-  std::vector<Buffer> thread_rows_, thread_gate_, thread_up_;
+  std::vector<Buffer> thread_rows_, thread_gate_, thread_up_, thread_wide_gate_, thread_wide_up_, thread_values_;
 };
 
-/// rows[i] of x [N, C], zero-padded to whole blocks. float32 [padded, C]
+/// rows[i] of x [N, C], zero-padded to whole blocks: [padded, C] in the type of x
 at::Tensor gathered(const at::Tensor& x, const std::vector<int32_t>& rows, Buffer& buffer);
 
-/// out = a w^T in blocks of routed_row_block rows: a [padded, I], w [O, I] -> [padded, O]. float32.
+/// x [rows, C] float32 in another type: x itself, or converted into the buffer.
+at::Tensor in_type(const at::Tensor& x, at::ScalarType type, Buffer& buffer);
+
+/// a w^T in blocks of routed_row_block rows: a [padded, I], w [O, I] of any type, converted to that of a -> float32 [padded, O]. Products
+/// of bfloat16 are rounded to bfloat16.
 at::Tensor row_product(const at::Tensor& a, const at::Tensor& w, Buffer& buffer);
 
 }  // namespace hcsmoe

@@ -75,7 +75,7 @@ TEST_F(ConfigTest, SmallestFileTakesDefaults) {
   EXPECT_EQ(config.compression.router, RouterMerge::fitted);
   EXPECT_EQ(config.compression.reconstruction, Reconstruction::full);
   EXPECT_EQ(config.compression.propagate, Propagate::compressed);
-  EXPECT_EQ(config.compression.rounds, 2);
+  EXPECT_EQ(config.compression.rounds, 3);
   EXPECT_EQ(config.compression.init, Init::farthest);
   EXPECT_EQ(config.compression.seed, 42u);
   EXPECT_EQ(config.compression.max_cluster_size, 0);

@@ -161,9 +161,10 @@ def router_step(x, y, held, weights, rows, top_k, renormalise, steps=60, tau=0.5
 
 
 # ---------------------------------------------------------------- expert step
-def inner_step(x, g, r, held, w, iterations=2, damping=0.1, lengths=(1.0, 0.5)):
+def inner_step(x, g, r, held, w, position, damping=0.03, lengths=(1.0, 0.5), fewest_sampled=1024):
     """Gauss-Newton for gate and up of one expert. x [n, D], g [n, 1], r [n, D]: the tokens routed to it, their gates, the block's residual.
-    Preconditioned CG from zero; each iterate is judged by the true (nonlinear) held-out error. Returns the weights or None."""
+    One preconditioned step, the preconditioner and the length from a sample of the training tokens (`position` [n] of each token among all),
+    judged by the true (nonlinear) held-out error. Returns the weights or None."""
     gate, up, down = w
     units = len(gate)
     z, u = x @ gate.T, x @ up.T
@@ -173,68 +174,47 @@ def inner_step(x, g, r, held, w, iterations=2, damping=0.1, lengths=(1.0, 0.5)):
     xt = x[train]
     slope_gate = (g * sigma * (1 + z * (1 - sigma)) * u)[train]                   # d(g h)/d z
     slope_up = (g * s)[train]                                                    # d(g h)/d u
+    back = r[train] @ down
+    gradient = torch.cat([(back * slope_gate).T @ xt, (back * slope_up).T @ xt])  # [2F, D]
 
-    def adjoint(v):
-        p = v @ down
-        return torch.cat([(p * slope_gate).T @ xt, (p * slope_up).T @ xt])        # [2F, D]
-
-    def forward(v):
-        return (slope_gate * (xt @ v[:units].T) + slope_up * (xt @ v[units:].T)) @ down.T
-
-    q = torch.cat([slope_gate, slope_up], 1)
+    every = min(max(int(train.sum()) // fewest_sampled, 1), 2)
+    some = position[train] % every == 0
+    q = torch.cat([slope_gate, slope_up], 1)[some]
     left = ridge_cholesky((down.T @ down).repeat(2, 2) * (q.T @ q), damping)      # [2F, 2F]
-    weighted = xt * g[train]
-    right = ridge_cholesky(weighted.T @ weighted / g[train].pow(2).sum(), damping)  # [D, D]
-    precondition = lambda b: torch.cholesky_solve(torch.cholesky_solve(b, left).T.contiguous(), right).T
+    weighted = (xt * g[train])[some]
+    right = ridge_cholesky(weighted.T @ weighted / g[train][some].pow(2).sum(), damping)  # [D, D]
+    direction = torch.cholesky_solve(torch.cholesky_solve(gradient, left).T.contiguous(), right).T
+    change = (slope_gate[some] * (xt[some] @ direction[:units].T) + slope_up[some] * (xt[some] @ direction[units:].T)) @ down.T
+    along = (change * r[train][some]).sum()
+    if not along > 0:
+        return None
+    step = along / change.pow(2).sum() * direction
 
     before = (s * u)[held]
-    best, result = r[held].pow(2).sum().item(), None
-    rest = r[train].clone()
-    total = torch.zeros(2 * units, x.shape[1], dtype=x.dtype)
-    b = adjoint(rest)
-    direction = preconditioned = precondition(b)
-    rz = (b * preconditioned).sum()
-    for it in range(iterations):
-        if not rz > 0:
-            break
-        moved = forward(direction)
-        alpha = rz / moved.pow(2).sum()
-        total = total + alpha * direction
-        rest = rest - alpha * moved
-        improved = False
-        for length in lengths:
-            candidate = [gate + length * total[:units], up + length * total[units:], down]
-            error = (r[held] - g[held] * ((hidden(x[held], candidate) - before) @ down.T)).pow(2).sum().item()
-            if error < best:
-                best, result, improved = error, candidate, True
-                break
-        if not improved or it + 1 == iterations:
-            break
-        b = adjoint(rest)
-        preconditioned = precondition(b)
-        new = (b * preconditioned).sum()
-        direction = preconditioned + (new / rz) * direction
-        rz = new
-    return result
+    for length in lengths:
+        candidate = [gate + length * step[:units], up + length * step[units:], down]
+        error = (r[held] - g[held] * ((hidden(x[held], candidate) - before) @ down.T)).pow(2).sum().item()
+        if error < r[held].pow(2).sum().item():
+            return candidate
+    return None
 
 
-def down_step(a, r, held, grid=(1e-3, 1e-2, 1e-1)):
-    """Ridge least squares for the change of one down projection. a = g h [n, F], r [n, D]. Returns the change [F, D] or None."""
+def down_step(a, r, held, grid=(1e-3, 1e-2, 1e-1), most_outputs=256):
+    """Ridge least squares for the change of one down projection. a = g h [n, F], r [n, D]. Evenly spaced outputs choose the ridge, all of them
+    whether the step stays. Returns the change [F, D] or None."""
     t = a[~held]
     gram, right = t.T @ t, t.T @ r[~held]
-    best, result = r[held].pow(2).sum().item(), None
     if not gram.diagonal().mean() > 0:
         return None
-    for relative in grid:
-        step = torch.cholesky_solve(right, ridge_cholesky(gram, relative))
-        error = (r[held] - a[held] @ step).pow(2).sum().item()
-        if error < best:
-            best, result = error, step
-    return result
+    some = slice(None, None, -(-r.shape[1] // most_outputs))
+    steps = [torch.cholesky_solve(right, ridge_cholesky(gram, relative)) for relative in grid]
+    error = lambda step, of: (r[held] - a[held] @ step)[:, of].pow(2).sum().item()
+    best = min(steps, key=lambda step: error(step, some))
+    return best if error(best, slice(None)) < r[held].pow(2).sum().item() else None
 
 
-def visit(x, y, held, weights, rows, top_k, renormalise, iterations=2):
-    """One Gauss-Seidel pass over the experts in ascending order: gate and up (iterations > 0), then down."""
+def visit(x, y, held, weights, rows, top_k, renormalise, gate_and_up=True):
+    """One Gauss-Seidel pass over the experts in ascending order: gate and up, if asked for, then down."""
     g = gates(x, rows, top_k, renormalise)
     rest = y - routed(x, weights, rows, top_k, renormalise)
     weights = [list(w) for w in weights]
@@ -245,8 +225,8 @@ def visit(x, y, held, weights, rows, top_k, renormalise, iterations=2):
             continue
         xk, gk, r = x[t], g[t, k, None], rest[t]
         h = hidden(xk, weights[k])
-        if iterations:
-            new = inner_step(xk, gk, r, h_t, weights[k], iterations)
+        if gate_and_up:
+            new = inner_step(xk, gk, r, h_t, weights[k], t)
             if new is not None:
                 after = hidden(xk, new)
                 r = r - gk * ((after - h) @ new[2].T)
@@ -257,49 +237,3 @@ def visit(x, y, held, weights, rows, top_k, renormalise, iterations=2):
             r = r - (gk * h) @ step
         rest[t] = r
     return weights
-
-
-def reconstruct(x, y, held, weights, rows, top_k, renormalise, rounds=3, iterations=2):
-    """One block: down projections, then rounds of router step and visit. A half step that does not lower the held-out block error is undone."""
-    error = lambda w, r: block_error(x[held], y[held], w, r, top_k, renormalise)
-    now = error(weights, rows)
-
-    def keep(new_weights, new_rows):
-        nonlocal weights, rows, now
-        e = error(new_weights, new_rows)
-        if e < now:
-            weights, rows, now = new_weights, new_rows, e
-    keep(visit(x, y, held, weights, rows, top_k, renormalise, 0), rows)
-    for _ in range(rounds):
-        keep(weights, router_step(x, y, held, weights, rows, top_k, renormalise))
-        keep(visit(x, y, held, weights, rows, top_k, renormalise, iterations), rows)
-    return weights, rows, now
-
-
-def propagated_target(y, shared_original, residual_original, residual_compressed, shared_compressed):
-    """Target of the routed part when the inputs come from compressed layers: residuals are those before the block (after attention),
-    shared_* the shared expert's output (zero without one) on each stream's own normed input."""
-    return y + (residual_original - residual_compressed) + (shared_original - shared_compressed)
-
-
-if __name__ == '__main__':
-    torch.manual_seed(0)
-    for renormalise in (False, True):
-        T, D, F, E, K, top = 640, 10, 6, 5, 3, 2
-        x = torch.randn(T, D, dtype=torch.float64)
-        experts = [[torch.randn(F, D).double() * .4, torch.randn(F, D).double() * .4, torch.randn(D, F).double() * .4] for _ in range(E)]
-        rows = torch.randn(E, D).double()
-        y = routed(x, experts, rows, top, renormalise)
-        held = (torch.arange(T) // 16) % 5 == 4
-        g = gates(x, rows, top, renormalise)
-        count = (g > 0).sum(0).double()
-        clusters = [[0, 3], [1], [2, 4]]
-        weights = [merged(x, experts, count, c) for c in clusters]
-        alias = torch.stack([g[:, c].sum(1) for c in clusters], 1)
-        k_rows = fitted_rows(x[~held], (x @ rows.T)[~held], clusters, mean_rows(rows, count, clusters), alias[~held] if renormalise else None)
-        start = block_error(x[held], y[held], weights, k_rows, top, renormalise)
-        print('renormalise', renormalise, 'held-out error', round(start, 4), '->', round(reconstruct(x, y, held, weights, k_rows, top, renormalise)[2], 4))
-    order = torch.randperm(F)
-    permuted = [experts[0][0][order], experts[0][1][order], experts[0][2][:, order]]
-    assert (order[aligned_order(x, experts[0], permuted)] == torch.arange(F)).all()
-    print('ok')

@@ -26,15 +26,15 @@ PUBLISHED = {
 }
 WARD = ["method=hc-smoe", "linkage=ward", "router=fitted"]
 ALIGNED = [*WARD, "merge=frequency-aligned"]
-FULL = ["reconstruction=full", "rounds=2"]
+FULL = ["reconstruction=full", "rounds=3"]
 STEPS = {
     "ward, fitted rows": [*WARD, "merge=frequency", "reconstruction=none"],
     "... aligned merge": [*ALIGNED, "reconstruction=none"],
     "... reconstruction: router": [*ALIGNED, "reconstruction=router", "propagate=original"],
     "... full, 1 round": [*ALIGNED, "reconstruction=full", "propagate=original", "rounds=1"],
-    "... full, 2 rounds": [*ALIGNED, *FULL, "propagate=original"],
+    "... full, 3 rounds": [*ALIGNED, *FULL, "propagate=original"],
     "... and propagate: compressed": [*ALIGNED, *FULL, "propagate=compressed"],
-    "reap, full, 2 rounds, compressed": ["method=reap", *FULL, "propagate=compressed"],
+    "reap, full, 3 rounds, compressed": ["method=reap", *FULL, "propagate=compressed"],
     "**auto (default)**": [],
 }
 NO_RECONSTRUCTION, PROPAGATED, AUTO = "... aligned merge", "... and propagate: compressed", "**auto (default)**"
@@ -132,7 +132,7 @@ def calibration_table(chosen, results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-CALIBRATION_NAMES = {NO_RECONSTRUCTION: "ward, aligned merge, fitted rows", PROPAGATED: "the same, full, 2 rounds, compressed", AUTO: AUTO}
+CALIBRATION_NAMES = {NO_RECONSTRUCTION: "ward, aligned merge, fitted rows", PROPAGATED: "the same, full, 3 rounds, compressed", AUTO: AUTO}
 
 
 def seconds_of(chosen, results: Results) -> str:

@@ -59,7 +59,7 @@ void run(const std::filesystem::path& folder, const Ranks& ranks) {
       rows = rows_by_output_error(token_outputs(tokens, 1, fit.experts, fit.down, compute), fit.rule, fit.rows, ranks);
       fit.set_rows(rows);
     } else {
-      fit.fit_experts(step == "down" ? 0 : 2);
+      fit.fit_experts(step == "experts");
     }
   }
   if (!ranks.is_root()) return;

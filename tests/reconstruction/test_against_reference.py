@@ -21,11 +21,11 @@ def one_thread():
         yield
 
 
-def make_case(seed, renormalise, top_k=2, sigmoid=False):
+def make_case(seed, renormalise, top_k=2, sigmoid=False, length=LENGTH, D=D):
     """A random block, its tokens and a compressed block that is merged from it."""
     draw = torch.Generator().manual_seed(seed)
     random = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64).float().double()  # the values that the program reads
-    x = random(SEQUENCES * LENGTH, D)
+    x = random(SEQUENCES * length, D)
     experts = [[random(F, D) * 0.5, random(F, D) * 0.5, random(D, F) * 0.5] for _ in range(E)]
     rows = random(E, D) * 0.7
     correction = random(E) * 0.1 if sigmoid else None
@@ -34,7 +34,7 @@ def make_case(seed, renormalise, top_k=2, sigmoid=False):
     count = (gates > 0).sum(0).double()
     weights = [[p.float().double() for p in reference.merged(x, experts, count, c)] for c in CLUSTERS]
     start = reference.mean_rows(rows, count, CLUSTERS).float().double()
-    held = torch.arange(SEQUENCES).repeat_interleave(LENGTH) % 5 == 4
+    held = torch.arange(SEQUENCES).repeat_interleave(length) % 5 == 4
     return dict(x=x, y=y.float().double(), held=held, original=rows.float().double(), weights=weights, rows=start, top_k=top_k,
                 renormalise=renormalise, gates=gates, correction=correction,
                 biases=torch.stack([correction[c].mean() for c in CLUSTERS]).float().double() if sigmoid else None)
@@ -45,7 +45,7 @@ def run_case(folder, case, steps, ranks=1, threads=1):
     clusters = [{"members": c, "weights": [1 / len(c)] * len(c)} for c in CLUSTERS]
     biases = {} if case["biases"] is None else {"correction": {"original": case["correction"].tolist(), "rows": case["biases"].tolist()}}
     (folder / "case.json").write_text(json.dumps(biases | {
-        "sequences": SEQUENCES, "length": LENGTH, "top_k": case["top_k"], "renormalise": case["renormalise"], "scale": 1.0,
+        "sequences": SEQUENCES, "length": len(case["x"]) // SEQUENCES, "top_k": case["top_k"], "renormalise": case["renormalise"], "scale": 1.0,
         "threads": threads, "steps": steps, "plan": {"layer": 0, "experts": E, "clusters": clusters}}))
     arrays = {"input": case["x"], "target": case["y"], "original": case["original"], "rows": case["rows"]}
     for i, name in enumerate(("gate", "up", "down")):
@@ -203,12 +203,15 @@ def test_sigmoid_rows_by_output_error(tmp_path, seed, renormalise):
 
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("seed", [5, 6])
-@pytest.mark.parametrize("step, iterations", [("down", 0), ("experts", 2)])
-def test_experts(tmp_path, seed, renormalise, step, iterations):
-    case = make_case(seed, renormalise)
-    weights = reference.visit(case["x"], case["y"], case["held"], case["weights"], case["rows"], case["top_k"], renormalise, iterations)
+@pytest.mark.parametrize("step, shape", [("down", {}), ("experts", {}), ("experts", {"length": 300}), ("down", {"D": 600})],
+                         ids=["down", "experts", "experts, sampled tokens", "down, sampled outputs"])
+def test_experts(tmp_path, seed, renormalise, step, shape):
+    case = make_case(seed, renormalise, **shape)
+    weights = reference.visit(case["x"], case["y"], case["held"], case["weights"], case["rows"], case["top_k"], renormalise, step == "experts")
     moved = max((new[2] - old[2]).abs().max().item() for new, old in zip(weights, case["weights"]))
     assert moved > 0.01
+    if step == "experts":
+        assert all((new[0] - old[0]).abs().max() > 1e-3 for new, old in zip(weights, case["weights"])), "a step was undone: it shows nothing"
     ours = run_case(tmp_path, case, [step])
     compare(ours, weights=weights)
     error = reference.block_error(case["x"][case["held"]], case["y"][case["held"]], weights, case["rows"], case["top_k"], renormalise)
