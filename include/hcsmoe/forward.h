@@ -22,11 +22,21 @@
 
 namespace hcsmoe {
 
+class Kernels;
+const Kernels& loop_kernels();  // of the CPU (src/forward/kernels.h)
+
 /// How this rank computes. Residual stream, norms, router, softmax and all sums are float32 or better in either type.
 struct Compute {
   at::ScalarType dtype = at::kFloat;  // of matrix products: float32 or bfloat16, accumulated in float32
   int threads = 1;
   int cores = 1;  // that this rank may run on
+  /// Where hidden states, sums and the weights in use are. What it computes with goes along: which kernels, and the rows of a product over
+  /// all tokens and over the tokens of one expert, which are the same on every rank.
+  at::Device device = at::kCPU;
+  const Kernels* kernels = &loop_kernels();
+  int64_t row_block = 512, routed_row_block = 128;
+
+  at::TensorOptions type(at::ScalarType scalar) const { return at::TensorOptions(scalar).device(device); }
 };
 /// Resolves device.dtype and device.threads, the same type on every rank: `auto` is bfloat16 for a bfloat16 checkpoint where all ranks'
 /// processors multiply bfloat16 in hardware, else float32. Sets libtorch's number of threads. Collective. UserError: device.type cuda.
@@ -64,16 +74,21 @@ RoutingRule block_routing(const RoutingRule& original, int64_t experts, const Sp
 /// What is left of tokens after the last layer: normed rows, whose products with the output matrix are the logits. The checkpoint and the
 /// description must outlive it.
 struct FinalRows {
-  at::Tensor rows;    // float32 [count, padded to whole blocks; D]
+  at::Tensor rows;    // float32 [count, padded to whole blocks; D], on the device
   int64_t count = 0;  // of tokens
   const Checkpoint* checkpoint = nullptr;
   const ModelDescription* model = nullptr;
 };
-/// visit(row, first, n, logits): logits[m] are model m's logits of vocabulary entries first .. first+n for one row, in float32. The
-/// vocabulary is walked in chunks, so that the logits of all tokens are never in memory; a row's chunks come in order, rows of different
-/// blocks concurrently. All models must have the same number of rows and one vocabulary.
-void for_each_logits(const std::vector<const FinalRows*>& models, int threads,
-                     const std::function<void(int64_t row, int64_t first, int64_t n, const std::vector<const float*>& logits)>& visit);
+/// Logits of a block of rows and a chunk of the vocabulary: of rows row .. row+rows and entries first .. first+n. z[m], float32 [at least
+/// rows, n] on the device, are model m's.
+struct LogitsBlock {
+  int64_t row, rows, first, n;
+  const std::vector<at::Tensor>& z;
+};
+/// The vocabulary is walked in chunks, so that the logits of all tokens are never in memory; a row's chunks come in order, blocks of rows
+/// concurrently. All models must have the same number of rows and one vocabulary.
+void for_each_logits(const std::vector<const FinalRows*>& models, const Compute& compute,
+                     const std::function<void(const LogitsBlock&)>& visit);
 
 class LayerSweep {
  public:
@@ -93,7 +108,7 @@ class LayerSweep {
   int64_t tokens() const;
   const SweepFigures& figures() const;
 
-  // Views of the sweep's own buffers, float32 [N, D]; a later layer overwrites them.
+  // Views of the sweep's own buffers on the device, float32 [N, D]; a later layer overwrites them.
   /// What router and experts of a sparse block read: the normed rows. From begin_layer on.
   at::Tensor block_input() const;
   /// The sum of the routed experts' weighted outputs, without the shared expert. From finish_layer on.
@@ -104,7 +119,7 @@ class LayerSweep {
   // After the last layer:
   /// The given rows of the residual stream, after the final norm. Rows count over this rank's sequences, joined.
   FinalRows final_rows(const std::vector<int64_t>& rows) const;
-  /// float32 [T, V] a sequence. For small models: all of it is in memory.
+  /// float32 [T, V] a sequence, on the CPU. For small models: all of it is in memory.
   std::vector<at::Tensor> logits() const;
 
  private:

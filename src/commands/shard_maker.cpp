@@ -159,7 +159,8 @@ LayerPlan ShardMaker::make_best(const std::vector<LayerPlan>& candidates, const 
 }
 
 BlockTokens ShardMaker::tokens_of(int64_t layer, const LayerPass& pass) {
-  if (recipe_.propagate == Propagate::original) return {pass.layers.block_input(), pass.layers.routed_output(), pass.share.groups};
+  if (recipe_.propagate == Propagate::original)
+    return {pass.layers.block_input().cpu(), pass.layers.routed_output().cpu(), pass.share.groups};
   if (!compressed_) {
     std::vector<at::Tensor> sequences;
     for (int64_t s = 0; s < pass.share.number; ++s) sequences.push_back(pass.ids[pass.share.first + s]);
@@ -168,7 +169,7 @@ BlockTokens ShardMaker::tokens_of(int64_t layer, const LayerPass& pass) {
   while (compressed_->next_layer() < layer) compressed_->run_layer();  // dense layers
   compressed_->begin_layer();
   // What the routed experts must add for the two residual streams to meet after this layer.
-  return {compressed_->block_input(), pass.layers.hidden().sub(compressed_->hidden()), pass.share.groups};
+  return {compressed_->block_input().cpu(), pass.layers.hidden().sub(compressed_->hidden()).cpu(), pass.share.groups};
 }
 
 SparseBlock ShardMaker::reconstructed(const LayerPlan& layer, const at::Tensor& sample_input, const BlockTokens& tokens, int64_t rounds,

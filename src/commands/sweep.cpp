@@ -109,7 +109,7 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::o
   job.summary.stage("sweep", [&] {
     LayerSweep layers(job.checkpoint, job.model, compute, std::move(sequences));
     std::optional<StatisticsAccumulator> sums;
-    if (wanted) sums.emplace(job.model.experts, wanted->has(Statistic::output_sum) ? job.model.expert_intermediate : 0);
+    if (wanted) sums.emplace(job.model.experts, wanted->has(Statistic::output_sum) ? job.model.expert_intermediate : 0, compute.device);
     const std::vector<int64_t> sampled = sampled_tokens(ids.numel(), job.config.calibration.sample);
     const bool samples = wanted && wanted->without(of_samples) != *wanted;
     int64_t moe_layer = 0;

@@ -236,7 +236,7 @@ std::vector<ModelMeasures> evaluate_models(const Config& config, const std::vect
         FinalRows first;
         for (size_t m = 0; m < models.size(); ++m) {
           FinalRows rows = read_passages(models[m], compute, passages, questions, after_layer);
-          answer(passages, measure_rows(rows, m == 0 ? nullptr : &first, questions.targets, compute.threads), answers[m]);
+          answer(passages, measure_rows(rows, m == 0 ? nullptr : &first, questions.targets, compute), answers[m]);
           if (m == 0) first = std::move(rows);
         }
       }

@@ -21,6 +21,6 @@ struct RowMeasures {
 };
 
 /// In one walk over the vocabulary, with running log-sum-exps in double. reference: may be nullptr.
-RowMeasures measure_rows(const FinalRows& model, const FinalRows* reference, const RowTargets&, int threads);
+RowMeasures measure_rows(const FinalRows& model, const FinalRows* reference, const RowTargets&, const Compute&);
 
 }  // namespace hcsmoe

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "forward/kernels.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/forward.h"
 
@@ -80,6 +81,7 @@ Compute choose_compute(const DeviceConfig& config, const Checkpoint& checkpoint,
   const Place place = this_place();
   compute.cores = CPU_COUNT(&place.cores);
   at::set_num_threads(compute.threads);
+  choose_kernels(compute);
   return compute;
 }
 

@@ -19,11 +19,12 @@ void for_each_task(int64_t tasks, const std::function<void(int64_t, int)>& task)
 
 void block_product(const at::Tensor& x, const at::Tensor& w, at::Tensor& out) { at::_ops::mm_out::call(x, w.t(), out); }
 
-at::Tensor Buffer::get(int64_t rows, int64_t columns, at::ScalarType dtype, bool zero) {
+at::Tensor Buffer::get(int64_t rows, int64_t columns, const at::TensorOptions& type, bool zero) {
   const int64_t needed = rows * columns;
-  if (!storage_.defined() || storage_.scalar_type() != dtype || storage_.numel() < needed) {
+  const bool fits = storage_.defined() && storage_.scalar_type() == type.dtype() && storage_.device() == type.device();
+  if (!fits || storage_.numel() < needed) {
     storage_ = at::Tensor();  // free the old one first
-    storage_ = at::empty({needed}, at::TensorOptions().dtype(dtype));
+    storage_ = at::empty({needed}, type);
   }
   at::Tensor view = storage_.narrow(0, 0, needed).view({rows, columns});
   if (zero) view.zero_();

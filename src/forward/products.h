@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "support/host_data.h"
+
 namespace hcsmoe {
 
 inline constexpr int64_t row_block = 512;         // rows of a product over all tokens
@@ -21,23 +23,14 @@ void for_each_task(int64_t tasks, const std::function<void(int64_t task, int thr
 /// out = x w^T for one block: x [R, I], w [O, I], out [R, O] contiguous, all of one type.
 void block_product(const at::Tensor& x, const at::Tensor& w, at::Tensor& out);
 
-/// A zeroed buffer that grows when it must: reused from layer to layer.
+/// A buffer that grows when it must: reused from layer to layer.
 class Buffer {
  public:
-  /// [rows, columns]; contents are undefined unless `zero`.
-  at::Tensor get(int64_t rows, int64_t columns, at::ScalarType dtype, bool zero = false);
+  /// [rows, columns] of a type, and on a device (a type alone: on the CPU); contents are undefined unless `zero`.
+  at::Tensor get(int64_t rows, int64_t columns, const at::TensorOptions& type, bool zero = false);
 
  private:
   at::Tensor storage_;
 };
-
-template <class T>
-T* data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-template <class T>
-const T* const_data(const at::Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
 
 }  // namespace hcsmoe

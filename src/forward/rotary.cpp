@@ -48,7 +48,7 @@ at::Tensor inverse_frequencies(const Rope& rope, int64_t head_size, int64_t posi
 
 }  // namespace
 
-RotaryTable rotary_table(const Rope& rope, int64_t rotary_size, int64_t positions) {
+RotaryTable rotary_table(const Rope& rope, int64_t rotary_size, int64_t positions, at::Device device) {
   const at::Tensor inverse = inverse_frequencies(rope, rotary_size, positions);
   const at::Tensor position = at::arange(0, positions, at::TensorOptions().dtype(at::kFloat));
   const at::Tensor angle = position.unsqueeze(1).mul(inverse.unsqueeze(0));  // [T, C/2]
@@ -62,7 +62,7 @@ RotaryTable rotary_table(const Rope& rope, int64_t rotary_size, int64_t position
     cos[i] = static_cast<float>(std::cos(radians)) * factor;
     sin[i] = static_cast<float>(std::sin(radians)) * factor;
   }
-  return table;
+  return {table.cos.to(device), table.sin.to(device)};
 }
 
 void rotate(float* row, int64_t heads, int64_t head_size, int64_t rotary_size, bool interleaved, const float* cos, const float* sin) {

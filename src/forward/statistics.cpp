@@ -13,9 +13,12 @@
 namespace hcsmoe {
 namespace {
 
-at::Tensor vector_of(const FixedPointSums& sums, at::IntArrayRef shape) {
-  at::Tensor result = at::empty(shape, at::TensorOptions().dtype(at::kDouble));
-  for (size_t i = 0; i < sums.size(); ++i) data<double>(result)[i] = sums.value(i);
+/// The values of sums [2, ...] in a shape.
+at::Tensor values_of(const at::Tensor& sums, at::IntArrayRef shape) {
+  const at::Tensor host = sums.cpu();
+  const FixedPointSums fixed = sums_in(host);
+  at::Tensor result = at::empty(shape, at::kDouble);
+  for (size_t i = 0; i < fixed.size(); ++i) data<double>(result)[i] = fixed.value(i);
   return result;
 }
 
@@ -25,10 +28,12 @@ at::Tensor expert_output_sums(const StatisticsAccumulator& sums, const Checkpoin
                               const Ranks& ranks) {
   const int64_t E = model.experts, D = model.hidden_size, F = model.expert_intermediate;
   // Expert e is computed by rank e mod P.
+  const at::Tensor host = sums.unit_sum.cpu();
+  const FixedPointSums unit_sum = sums_in(host);
   std::string mine;
   for (int64_t e = ranks.rank(); e < E; e += ranks.size()) {
     std::vector<double> units(static_cast<size_t>(F)), output(static_cast<size_t>(D));
-    for (int64_t c = 0; c < F; ++c) units[static_cast<size_t>(c)] = sums.unit_sum.value(static_cast<size_t>(e * F + c));
+    for (int64_t c = 0; c < F; ++c) units[static_cast<size_t>(c)] = unit_sum.value(static_cast<size_t>(e * F + c));
     const std::string name = expert_tensor_name(model, layer, e, ExpertPart::down);
     at::Tensor down = checkpoint.tensor(name);  // [D, F]
     if (down.scalar_type() == at::kHalf) down = down.to(at::kFloat);
@@ -59,17 +64,16 @@ ExpertStatistics finish_statistics(const StatisticsAccumulator& sums, ExpertStat
   at::Tensor output_sum = sums.intermediate > 0 ? expert_output_sums(sums, checkpoint, model, result.layer, ranks) : at::Tensor();
   const int64_t E = model.experts;
   result.experts = E;
-  result.tokens = sums.tokens[0];
+  result.tokens = sums.tokens.item<int64_t>();
   if (!ranks.is_root()) return result;
-  result.routed_count = at::empty({E}, at::TensorOptions().dtype(at::kLong));
-  std::copy(sums.routed_count.begin(), sums.routed_count.end(), data<int64_t>(result.routed_count));
-  result.routed_weight_sum = vector_of(sums.routed_weight_sum, {E});
-  result.router_probability_sum = vector_of(sums.router_probability_sum, {E});
+  result.routed_count = sums.routed_count.to(at::kCPU, at::kLong, false, true);
+  result.routed_weight_sum = values_of(sums.routed_weight_sum, {E});
+  result.router_probability_sum = values_of(sums.router_probability_sum, {E});
   result.output_sum = output_sum;
-  result.routed_output_norm_sum = vector_of(sums.routed_output_norm_sum, {E});
-  result.weighted_output_norm_sum = vector_of(sums.weighted_output_norm_sum, {E});
-  result.router_logit_sum = vector_of(sums.router_logit_sum, {E});
-  result.router_logit_gram = vector_of(sums.router_logit_gram, {E, E});
+  result.routed_output_norm_sum = values_of(sums.routed_output_norm_sum, {E});
+  result.weighted_output_norm_sum = values_of(sums.weighted_output_norm_sum, {E});
+  result.router_logit_sum = values_of(sums.router_logit_sum, {E});
+  result.router_logit_gram = values_of(sums.router_logit_gram, {E, E});
   return result;
 }
 

@@ -27,10 +27,10 @@ LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& 
     : checkpoint(checkpoint_),
       model(model_),
       compute(compute_),
+      kernels(*compute_.kernels),
       sequences(std::move(sequences_)),
       first_row{0},
-      weights(checkpoint_, compute_.dtype),
-      thread_float(static_cast<size_t>(compute_.threads)),
+      weights(checkpoint_, compute_.dtype, compute_.device),
       thread_gate(static_cast<size_t>(compute_.threads)),
       thread_up(static_cast<size_t>(compute_.threads)),
       thread_out(static_cast<size_t>(compute_.threads)),
@@ -40,36 +40,28 @@ LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& 
 
 void LayerSweep::State::embed() {
   const int64_t D = model.hidden_size;
-  hidden = at::empty({tokens(), D}, at::TensorOptions().dtype(at::kFloat));
+  at::Tensor rows = at::empty({tokens(), D}, at::kFloat);             // only these go to the device, not the table
   const at::Tensor table = checkpoint.tensor(model.names.embedding);  // [V, D]
   for (size_t s = 0; s < sequences.size(); ++s) {
     const auto* ids = const_data<int32_t>(sequences[s]);
     for (int64_t t = 0; t < sequences[s].numel(); ++t) {
       if (ids[t] < 0 || ids[t] >= model.vocabulary) throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary");
-      float* row = data<float>(hidden) + (first_row[s] + t) * D;
       if (table.scalar_type() == at::kBFloat16) {
-        to_float(const_data<uint16_t>(table) + ids[t] * D, D, row);
+        to_float(const_data<uint16_t>(table) + ids[t] * D, D, data<float>(rows) + (first_row[s] + t) * D);
       } else {
-        hidden[first_row[s] + t].copy_(table[ids[t]]);
+        rows[first_row[s] + t].copy_(table[ids[t]]);
       }
     }
   }
+  hidden = rows.to(compute.device);
   if (model.names.embedding != model.names.output) checkpoint.done_with(model.names.embedding);
 }
 
-void LayerSweep::State::norm_rows(int64_t first, int64_t n, const at::Tensor& weight_row, at::Tensor& out, float* scratch) const {
-  const int64_t D = model.hidden_size;
-  const auto* w = const_data<float>(weight_row);
-  for (int64_t r = 0; r < n; ++r) {
-    const float* x = const_data<float>(hidden) + (first + r) * D;
-    if (out.scalar_type() == at::kFloat) {
-      rms_norm(x, w, model.norm_epsilon, D, data<float>(out) + r * D);
-    } else {
-      rms_norm(x, w, model.norm_epsilon, D, scratch);
-      to_bfloat16(scratch, D, data<uint16_t>(out) + r * D);
-    }
-  }
-  if (n < out.size(0)) out.narrow(0, n, out.size(0) - n).zero_();
+void LayerSweep::State::for_each_block(const std::function<void(int64_t, int64_t, int)>& work) const {
+  kernels.for_each_task(blocks_of(tokens(), compute.row_block), [&](int64_t b, int thread) {
+    const int64_t begin = b * compute.row_block;
+    work(begin, std::min(compute.row_block, tokens() - begin), thread);
+  });
 }
 
 LayerSweep::LayerSweep(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute,

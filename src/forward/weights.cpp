@@ -3,8 +3,8 @@
 namespace hcsmoe {
 
 at::Tensor Weights::convert(const at::Tensor& stored, const std::string& slot, at::ScalarType dtype) {
-  if (stored.scalar_type() == dtype) return stored;
-  at::Tensor converted = buffers_[slot].get(1, stored.numel(), dtype).view(stored.sizes());
+  if (stored.scalar_type() == dtype && stored.device() == device_) return stored;
+  at::Tensor converted = buffers_[slot].get(1, stored.numel(), at::TensorOptions(dtype).device(device_)).view(stored.sizes());
   converted.copy_(stored);
   return converted;
 }

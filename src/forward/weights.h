@@ -1,6 +1,6 @@
 #pragma once
-// Weights in the type of computation: the mapped bytes themselves where the type is the same, else converted into a buffer that the next
-// weight of the same slot overwrites.
+// Weights in the type and on the device of computation: the mapped bytes themselves where both are the same, else converted into a buffer
+// that the next weight of the same slot overwrites.
 
 #include <ATen/core/Tensor.h>
 
@@ -15,13 +15,15 @@ namespace hcsmoe {
 
 class Weights {
  public:
-  Weights(const Checkpoint& checkpoint, at::ScalarType dtype) : checkpoint_(checkpoint), dtype_(dtype) {}
+  Weights(const Checkpoint& checkpoint, at::ScalarType dtype, at::Device device)
+      : checkpoint_(checkpoint), dtype_(dtype), device_(device) {}
 
   /// Valid until the next get with the same slot.
   at::Tensor get(const std::string& name, const std::string& slot) { return get(name, slot, dtype_); }
   at::Tensor get_float(const std::string& name, const std::string& slot) { return get(name, slot, at::kFloat); }
   /// A tensor that is not the checkpoint's.
   at::Tensor convert(const at::Tensor& stored, const std::string& slot) { return convert(stored, slot, dtype_); }
+  at::Tensor convert_float(const at::Tensor& stored, const std::string& slot) { return convert(stored, slot, at::kFloat); }
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
  private:
@@ -31,6 +33,7 @@ class Weights {
   at::Tensor convert(const at::Tensor& stored, const std::string& slot, at::ScalarType dtype);
   const Checkpoint& checkpoint_;
   at::ScalarType dtype_;
+  at::Device device_;
   std::map<std::string, Buffer> buffers_;
 };
 

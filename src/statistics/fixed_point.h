@@ -21,7 +21,9 @@ inline constexpr double largest_addend = 4.0e12;
 class FixedPointSums {
  public:
   FixedPointSums() = default;
-  explicit FixedPointSums(std::span<int64_t> buffer) : n_(buffer.size() / 2), whole_(buffer.data()), fraction_(buffer.data() + n_) {}
+  explicit FixedPointSums(std::span<int64_t> buffer)
+      : FixedPointSums(buffer.size() / 2, buffer.data(), buffer.data() + buffer.size() / 2) {}
+  FixedPointSums(size_t sums, int64_t* whole, int64_t* fraction) : n_(sums), whole_(whole), fraction_(fraction) {}
   static size_t buffer_size(size_t sums) { return 2 * sums; }
 
   size_t size() const { return n_; }

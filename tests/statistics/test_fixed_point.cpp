@@ -70,30 +70,36 @@ TEST(FixedPointSums, RefusesWhatItCannotHold) {
 
 TEST(StatisticsAccumulator, PartsDoNotOverlap) {
   StatisticsAccumulator sums(3, 5);
-  sums.tokens[0] = 7;
-  for (size_t e = 0; e < 3; ++e) {
-    sums.routed_count[e] = 1;
-    sums.routed_weight_sum.add(e, 2);
-    sums.router_probability_sum.add(e, 3);
-    sums.routed_output_norm_sum.add(e, 4);
-    sums.weighted_output_norm_sum.add(e, 5);
-    sums.router_logit_sum.add(e, 6);
-    for (size_t f = 0; f < 3; ++f) sums.router_logit_gram.add(e * 3 + f, 8);
-    for (size_t c = 0; c < 5; ++c) sums.unit_sum.add(e * 5 + c, 9);
+  const std::vector<at::Tensor> parts = {sums.routed_weight_sum,
+                                         sums.router_probability_sum,
+                                         sums.routed_output_norm_sum,
+                                         sums.weighted_output_norm_sum,
+                                         sums.router_logit_sum,
+                                         sums.router_logit_gram,
+                                         sums.unit_sum};
+  sums.tokens.fill_(7);
+  sums.routed_count.fill_(1);
+  for (size_t p = 0; p < parts.size(); ++p) {
+    FixedPointSums part = sums_in(parts[p]);
+    for (size_t i = 0; i < part.size(); ++i) part.add(i, static_cast<double>(p) + 0.5);
   }
-  for (size_t e = 0; e < 3; ++e) {
-    EXPECT_EQ(sums.routed_weight_sum.value(e), 2);
-    EXPECT_EQ(sums.router_probability_sum.value(e), 3);
-    EXPECT_EQ(sums.routed_output_norm_sum.value(e), 4);
-    EXPECT_EQ(sums.weighted_output_norm_sum.value(e), 5);
-    EXPECT_EQ(sums.router_logit_sum.value(e), 6);
+  for (size_t p = 0; p < parts.size(); ++p) {
+    const FixedPointSums part = sums_in(parts[p]);
+    EXPECT_EQ(part.size(), p == 5 ? 9u : p == 6 ? 15u : 3u);
+    for (size_t i = 0; i < part.size(); ++i) EXPECT_EQ(part.value(i), static_cast<double>(p) + 0.5);
   }
-  EXPECT_EQ(sums.unit_sum.size(), 15u);
-  EXPECT_EQ(sums.unit_sum.value(14), 9);
-  EXPECT_EQ(sums.router_logit_gram.value(8), 8);
-  EXPECT_EQ(sums.tokens[0], 7);
+  EXPECT_EQ(sums.tokens.item<int64_t>(), 7);
+  EXPECT_EQ(sums.routed_count.sum().item<int64_t>(), 3);
   sums.clear();
-  EXPECT_EQ(std::count(sums.buffer.begin(), sums.buffer.end(), 0), static_cast<std::ptrdiff_t>(sums.buffer.size()));
+  EXPECT_FALSE(sums.buffer.any().item<bool>());
+}
+
+TEST(StatisticsAccumulator, SumsOfOneExpertAreAView) {
+  StatisticsAccumulator sums(3, 5);
+  FixedPointSums of_expert = sums_in(sums.unit_sum.select(1, 2));
+  ASSERT_EQ(of_expert.size(), 5u);
+  of_expert.add(4, -1.25);
+  EXPECT_EQ(sums_in(sums.unit_sum).value(14), -1.25);
 }
 
 }  // namespace
