@@ -50,11 +50,14 @@ using TensorSink =
 
 /// Router first, then its correction biases if there are, then experts in order: gate, up, down. Sums in float32 in the order of the
 /// members, rounded once to the checkpoint's type; a cluster of one member that counts is copied byte for byte. One thread, one tensor in
-/// memory at a time. The result does not depend on anything but the arguments.
-void merge_layer(const Checkpoint&, const ModelDescription&, const LayerPlan&, const TensorSink&, const LayerUnits& units = {});
+/// memory at a time, the work on `device`: the result is the same bytes on any.
+void merge_layer(const Checkpoint&, const ModelDescription&, const LayerPlan&, const TensorSink&, const LayerUnits& units = {},
+                 at::Device device = at::kCPU);
 
 /// The same tensors in memory, in the checkpoint's type: what runs in place of the layer's block (LayerSweep::finish_layer).
-SparseBlock merged_block(const Checkpoint&, const ModelDescription&, const LayerPlan&, const LayerUnits& units = {});
+/// On the CPU.
+SparseBlock merged_block(const Checkpoint&, const ModelDescription&, const LayerPlan&, const LayerUnits& units = {},
+                         at::Device device = at::kCPU);
 
 /// out[i] = round(sum_m weights[m] * members[m][i]), summed in order of m in float32. All of one floating type (F32, F16, BF16).
 void weighted_mean(const DType&, const std::vector<std::span<const std::byte>>& members, const std::vector<double>& weights,

@@ -185,7 +185,7 @@ void run(Job& job) {
     plan = job.config.compression.method == "auto" ? saved_plan(job) : plan_from_statistics(job);
   }
   if (plan && (!needs_tokens(plan->recipe) || shards_are_valid(job, *plan))) {
-    write_shards(job, *plan);
+    write_shards(job, compute, *plan);
   } else {
     compress_on_tokens(job, compute, ids, wanted, plan);
   }
@@ -251,7 +251,7 @@ void apply(Job& job) {
   job.summary.origin.dtype = plan.origin.dtype;
   const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
   if (!needs_tokens(plan.recipe) || shards_are_valid(job, plan)) {
-    write_shards(job, plan);
+    write_shards(job, compute, plan);
   } else {
     describe(job, compute);
     job.ranks.on_root([&] {

@@ -115,8 +115,9 @@ void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, co
   const bool mine = job_.ranks.owner_of(layer.layer) == job_.ranks.rank();
   job_.ranks.on_all([&] {
     if (mine) {
-      background_.submit([&job = job_, layer, units, origin] {
-        write_shard(job, layer.layer, origin, [&](const TensorSink& sink) { merge_layer(job.checkpoint, job.model, layer, sink, units); });
+      background_.submit([&job = job_, device = compute_.device, layer, units, origin] {
+        write_shard(job, layer.layer, origin,
+                    [&](const TensorSink& sink) { merge_layer(job.checkpoint, job.model, layer, sink, units, device); });
       });
     }
     background_.check();
@@ -176,7 +177,7 @@ SparseBlock ShardMaker::reconstructed(const LayerPlan& layer, const at::Tensor& 
                                       ReconstructionReport& report) {
   const LayerUnits units = align_layer(job_.checkpoint, job_.model, layer, recipe_.merge, sample_input, job_.ranks);
   SparseBlock block;
-  job_.ranks.on_all([&] { block = merged_block(job_.checkpoint, job_.model, layer, units); });
+  job_.ranks.on_all([&] { block = merged_block(job_.checkpoint, job_.model, layer, units, compute_.device); });
   const at::Tensor router = job_.checkpoint.tensor(tensor_name(job_.model.names.router, layer.layer));  // [E, D]
   Recipe recipe = recipe_;
   recipe.rounds = rounds;
@@ -207,12 +208,12 @@ bool shards_are_valid(Job& job, const Plan& plan) {
   return valid;
 }
 
-void write_shards(Job& job, const Plan& plan) {
+void write_shards(Job& job, const Compute& compute, const Plan& plan) {
   const Merge merge = plan.recipe.merge;
   job.summary.stage("merge", [&] {
     Progress progress(job.log, "merge", static_cast<int64_t>(plan.layers.size()), "layers");
     Background background;  // a layer is merged while all ranks align the next
-    ShardMaker shards(job, {}, plan.recipe, background);
+    ShardMaker shards(job, compute, plan.recipe, background);
     for (const LayerPlan& layer : plan.layers) {
       shards.make(layer, aligns(merge) ? sampled_input(job, layer.layer, merge) : at::Tensor(), nullptr);
       progress.step();

@@ -47,6 +47,6 @@ class ShardMaker {
 /// Whether WORK has valid shards of all layers. Collective.
 bool shards_are_valid(Job&, const Plan&);
 /// Makes the shards of a recipe that needs no tokens. Collective.
-void write_shards(Job&, const Plan&);
+void write_shards(Job&, const Compute&, const Plan&);
 
 }  // namespace hcsmoe

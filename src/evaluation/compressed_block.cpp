@@ -7,8 +7,8 @@
 namespace hcsmoe {
 
 SparseBlock compressed_block(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, RouterMerge router,
-                             const LayerUnits& units) {
-  SparseBlock block = merged_block(checkpoint, model, plan, units);
+                             const LayerUnits& units, at::Device device) {
+  SparseBlock block = merged_block(checkpoint, model, plan, units, device);
   if (router != RouterMerge::alias) return block;
   std::map<int64_t, int64_t> cluster_of;  // of the experts that are in one, ascending
   for (size_t k = 0; k < plan.clusters.size(); ++k) {

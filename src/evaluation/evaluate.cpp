@@ -118,7 +118,7 @@ FinalRows read_passages(const EvaluatedModel& evaluated, const Compute& compute,
       const bool aligned = evaluated.units && !evaluated.units->empty();
       const auto l = static_cast<size_t>(planned->second - evaluated.plan->layers.data());
       const SparseBlock block = compressed_block(evaluated.checkpoint, evaluated.model, *planned->second, evaluated.plan->recipe.router,
-                                                 aligned ? evaluated.units->at(l) : LayerUnits{});
+                                                 aligned ? evaluated.units->at(l) : LayerUnits{}, compute.device);
       sweep.run_layer(nullptr, &block);
     }
     after_layer();

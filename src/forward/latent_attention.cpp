@@ -1,5 +1,6 @@
 // Multi-head latent attention, in its form for whole sequences: keys and values of all heads are made from the compressed rows.
 
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/scaled_dot_product_attention_ops.h>
 
 #include <algorithm>

@@ -287,21 +287,25 @@ class LoopKernels : public Kernels {
     const int64_t n = z.size(1);
     for (int64_t r = 0; r < rows.highest.size(0); ++r) {
       const float* const y = const_data<float>(z) + r * n;
-      double& highest = data<double>(rows.highest)[r];
-      double& sum = data<double>(rows.sum)[r];
+      double highest = data<double>(rows.highest)[r], sum = data<double>(rows.sum)[r];
       raise(y, n, first, highest, sum, data<int64_t>(rows.top)[r]);
       for (int64_t i = 0; i < n; ++i) sum += std::exp(static_cast<double>(y[i]) - highest);
+      data<double>(rows.highest)[r] = highest;
+      data<double>(rows.sum)[r] = sum;
       if (!other) continue;
       const float* const x = const_data<float>(*other) + r * n;
-      double& other_highest = data<double>(of_other->highest)[r];
-      double& other_sum = data<double>(of_other->sum)[r];
-      double& crossed = data<double>(*cross)[r];
-      crossed *= raise(x, n, first, other_highest, other_sum, data<int64_t>(of_other->top)[r]);
+      highest = data<double>(of_other->highest)[r];
+      sum = data<double>(of_other->sum)[r];
+      double crossed = data<double>(*cross)[r];
+      crossed *= raise(x, n, first, highest, sum, data<int64_t>(of_other->top)[r]);
       for (int64_t i = 0; i < n; ++i) {
-        const double p = std::exp(static_cast<double>(x[i]) - other_highest);
-        other_sum += p;
+        const double p = std::exp(static_cast<double>(x[i]) - highest);
+        sum += p;
         crossed += p * (static_cast<double>(x[i]) - static_cast<double>(y[i]));
       }
+      data<double>(of_other->highest)[r] = highest;
+      data<double>(of_other->sum)[r] = sum;
+      data<double>(*cross)[r] = crossed;
     }
   }
 

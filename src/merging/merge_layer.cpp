@@ -2,7 +2,7 @@
 
 #include "hcsmoe/error.h"
 #include "hcsmoe/merging.h"
-#include "merging/merge_units.h"
+#include "merging/merger.h"
 #include "support/text.h"
 
 namespace hcsmoe {
@@ -36,7 +36,8 @@ void merge_router(const std::string& name, const Checkpoint& checkpoint, const L
 }  // namespace
 
 void merge_layer(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const TensorSink& sink,
-                 const LayerUnits& units) {
+                 const LayerUnits& units, at::Device device) {
+  const std::unique_ptr<Merger> merger = merger_on(device);
   if (!units.empty() && units.size() != plan.clusters.size()) throw Error("there are units of other clusters than the plan's");
   merge_router(tensor_name(model.names.router, plan.layer), checkpoint, plan, {model.hidden_size}, sink);
   if (const std::string& bias = model.names.correction_bias; !bias.empty()) {
@@ -65,11 +66,15 @@ void merge_layer(const Checkpoint& checkpoint, const ModelDescription& model, co
       }
       merged.resize(members[0].size());
       if (!aligned) {
-        weighted_mean(first.dtype, members, cluster.weights, merged);
+        merger->mean(first.dtype, members, cluster.weights, merged);
       } else {
         const int64_t F = model.expert_intermediate, D = model.hidden_size;
         checkpoint.tensor(names[0], part == ExpertPart::down ? std::vector<int64_t>{D, F} : std::vector<int64_t>{F, D});  // as described
-        (part == ExpertPart::down ? merge_columns : merge_rows)(first.dtype, members, parts, merged);
+        if (part == ExpertPart::down) {
+          merger->columns(first.dtype, members, parts, merged);
+        } else {
+          merger->rows(first.dtype, members, parts, merged);
+        }
       }
       for (const std::string& name : names) checkpoint.done_with(name);
       sink(expert_tensor_name(model, plan.layer, static_cast<int64_t>(k), part), first.dtype, first.shape, merged);

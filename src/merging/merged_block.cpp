@@ -7,7 +7,8 @@
 
 namespace hcsmoe {
 
-SparseBlock merged_block(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const LayerUnits& units) {
+SparseBlock merged_block(const Checkpoint& checkpoint, const ModelDescription& model, const LayerPlan& plan, const LayerUnits& units,
+                         at::Device device) {
   std::vector<at::Tensor> tensors;  // router, its correction biases if the family has them, then gate, up, down of each expert
   merge_layer(
       checkpoint, model, plan,
@@ -17,7 +18,7 @@ SparseBlock merged_block(const Checkpoint& checkpoint, const ModelDescription& m
         std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
         tensors.push_back(tensor);
       },
-      units);
+      units, device);
   const bool biased = !model.names.correction_bias.empty();
   SparseBlock block{tensors[0], {}, {}, biased ? tensors[1] : at::Tensor()};
   for (size_t i = biased ? 2 : 1; i + 2 < tensors.size(); i += 3) block.experts.push_back({tensors[i], tensors[i + 1], tensors[i + 2]});
