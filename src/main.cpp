@@ -11,6 +11,7 @@
 #include "config/command_line.h"
 #include "hcsmoe/commands.h"
 #include "hcsmoe/config.h"
+#include "hcsmoe/device_link.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/ranks.h"
@@ -29,7 +30,7 @@ int report(const Ranks& ranks, Log& log, const std::string& what, ExitCode code,
 }
 
 int run(const CommandLine& line, const std::optional<UserError>& mistake) {
-  const Ranks ranks(MPI_COMM_WORLD);
+  Ranks ranks(MPI_COMM_WORLD);
   Log log(ranks.rank(), ranks.is_root());
   try {
     if (mistake) throw CollectiveError(mistake->what(), mistake->exit_code());
@@ -37,6 +38,7 @@ int run(const CommandLine& line, const std::optional<UserError>& mistake) {
     const auto read = [&] { config = read_config(line.config, line.overrides, line.command); };
     ranks.on_root(read);  // first there, so that a mistake is told once
     ranks.on_all(read);
+    if (config.device.type == DeviceType::cuda && computes(line.command)) ranks.use_device(open_device(ranks));
     run_command(line, config, ranks, log);
     return static_cast<int>(ExitCode::success);
   } catch (const Error& error) {

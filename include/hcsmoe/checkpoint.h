@@ -75,10 +75,13 @@ class Checkpoint {
   /// The same with a check that the shape is as expected (UserError that shows both).
   at::Tensor tensor(const std::string& name, const std::vector<int64_t>& shape) const;
 
-  /// Hints: the bytes will be needed soon (read ahead) / are not needed any more (leave resident memory; the page cache may keep them).
-  void will_need(const std::string& name) const;
+  /// Brings bytes begin .. end of files()[file] into the page cache. Any thread. UserError: they cannot be read (any more).
+  void read_ahead(int file, uint64_t begin, uint64_t end) const;
+  /// A hint: the bytes are not needed any more (leave resident memory; the page cache may keep them).
   void done_with(const std::string& name) const;
 
+  /// One line a tensor: name, type, shape and place. Ranks that have equal lines may exchange tensors.
+  std::string tensor_lines() const;
   /// 32 hex digits that change when config.json, a tensor's name, type or shape, or sampled bytes of any tensor change.
   std::string fingerprint() const;
 

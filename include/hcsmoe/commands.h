@@ -21,6 +21,9 @@ struct CommandLine {
   bool all = false;  // collect: every statistic, whatever the method needs
 };
 
+/// Whether a command runs the model, on whatever device.type says. The others need no GPU.
+inline bool computes(Command command) { return command != Command::inspect && command != Command::plan; }
+
 /// Collective. Throws what goes wrong; main prints it and chooses the exit code.
 void run_command(const CommandLine&, const Config&, const Ranks&, Log&);
 

@@ -107,7 +107,9 @@ struct CalibrationConfig {
 struct DeviceConfig {
   DeviceType type = DeviceType::cpu;
   ComputeDtype dtype = ComputeDtype::automatic;
-  int threads = 0;  // a rank; 0 = cores of the node / ranks on the node
+  int threads = 0;         // a rank; 0 = cores of the node / ranks on the node
+  int64_t memory = 0;      // bytes of a GPU that `inspect` plans for; 0 = 80 GB
+  int64_t read_ahead = 0;  // bytes of weights read ahead on a node; 0 = a quarter of its free memory
 };
 
 struct EvaluationConfig {

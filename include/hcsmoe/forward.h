@@ -19,6 +19,7 @@
 #include "hcsmoe/families.h"
 #include "hcsmoe/ranks.h"
 #include "hcsmoe/statistics.h"
+#include "hcsmoe/weight_stream.h"
 
 namespace hcsmoe {
 
@@ -29,7 +30,8 @@ const Kernels& loop_kernels();  // of the CPU (src/forward/kernels.h)
 struct Compute {
   at::ScalarType dtype = at::kFloat;  // of matrix products: float32 or bfloat16, accumulated in float32
   int threads = 1;
-  int cores = 1;  // that this rank may run on
+  int cores = 1;            // that this rank may run on
+  uint64_t read_ahead = 0;  // bytes of weights on this node (StreamOptions)
   /// Where hidden states, sums and the weights in use are. What it computes with goes along: which kernels, and the rows of a product over
   /// all tokens and over the tokens of one expert, which are the same on every rank.
   at::Device device = at::kCPU;
@@ -39,7 +41,7 @@ struct Compute {
   at::TensorOptions type(at::ScalarType scalar) const { return at::TensorOptions(scalar).device(device); }
 };
 /// Resolves device.dtype and device.threads, the same type on every rank: `auto` is bfloat16 for a bfloat16 checkpoint where all ranks'
-/// processors multiply bfloat16 in hardware, else float32. Sets libtorch's number of threads. Collective. UserError: device.type cuda.
+/// processors (or GPUs, for device.type cuda) multiply bfloat16 in hardware, else float32. Sets libtorch's number of threads. Collective.
 Compute choose_compute(const DeviceConfig&, const Checkpoint&, const ModelDescription&, const Ranks&);
 std::string dtype_name(const Compute&);  // "float32", "bfloat16"
 
@@ -90,10 +92,15 @@ struct LogitsBlock {
 void for_each_logits(const std::vector<const FinalRows*>& models, const Compute& compute,
                      const std::function<void(const LogitsBlock&)>& visit);
 
+/// The weights of the model's layers, for one sweep of all ranks.
+std::unique_ptr<WeightStream> layer_weights(const Checkpoint&, const ModelDescription&, const Compute&, const Ranks&);
+
 class LayerSweep {
  public:
-  /// sequences: int32 ids, each [T], this rank's share (may be none). The checkpoint and the description must outlive the sweep.
-  LayerSweep(const Checkpoint&, const ModelDescription&, const Compute&, std::vector<at::Tensor> sequences);
+  /// sequences: int32 ids, each [T], this rank's share (may be none). The checkpoint and the description must outlive the sweep. Without
+  /// `weights`, as one process that shares the work with nobody.
+  LayerSweep(const Checkpoint&, const ModelDescription&, const Compute&, std::vector<at::Tensor> sequences,
+             std::unique_ptr<WeightStream> weights = nullptr);
   ~LayerSweep();
   LayerSweep(const LayerSweep&) = delete;
 

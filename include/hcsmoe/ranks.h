@@ -2,16 +2,19 @@
 // The ranks of a run: MPI processes, each with a share of a node's cores or one GPU. Described once, by one object that is passed, never
 // global. A group of one rank returns early from every collective.
 //
-// Collectives carry int64 (order-free sums) and bytes. What each rank holds before and after, on 3 ranks:
+// Collectives carry int64 (order-free sums) and bytes; of a tensor, where it is: by MPI in memory of the host, by NCCL on a GPU. What each
+// rank holds before and after, on 3 ranks:
 //   all_reduce_sum   [1 2] [3 4] [5 6]   ->  [9 12] [9 12] [9 12]
 //   reduce_sum(0)    [1 2] [3 4] [5 6]   ->  [9 12]  undefined  undefined
 //   broadcast(1)     "a"   "b"   ""      ->  "b"    "b"    "b"
 //   gather(0)        "a"   "b"   ""      ->  {"a","b",""}  {}  {}
 
+#include <ATen/core/Tensor.h>
 #include <mpi.h>
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +22,8 @@
 #include "hcsmoe/error.h"
 
 namespace hcsmoe {
+
+class DeviceLink;
 
 class Ranks {
  public:
@@ -43,6 +48,17 @@ class Ranks {
   std::vector<std::string> gather(const std::string& bytes, int root) const;
   void barrier() const;
 
+  /// The GPU of this rank; nullptr on CPUs, and until one is given. All ranks have one, or none has.
+  DeviceLink* device() const { return device_.get(); }
+  void use_device(std::shared_ptr<DeviceLink> device) { device_ = std::move(device); }
+  // In place, of contiguous tensors that have one shape on all ranks. Sums are of int64; several go out as one call.
+  void all_reduce_sums(std::span<const at::Tensor> tensors) const;
+  void reduce_sum(const at::Tensor&, int root) const;
+  void broadcast(const at::Tensor&, int root) const;
+  /// Agreement before ranks exchange what must look alike. UserError on all ranks: what differs, naming the first differing line of rank 0
+  /// and of the lowest rank that has another. Collective.
+  void require_same(const std::string& what, const std::string& lines) const;
+
   /// Runs `work` on rank 0 only. If it throws, every rank throws a CollectiveError with its message and exit code, so that all ranks
   /// leave together and rank 0 alone prints. Collective.
   void on_root(const std::function<void()>& work) const;
@@ -52,7 +68,9 @@ class Ranks {
  private:
   [[noreturn]] void throw_together(int from, std::string message, ExitCode code) const;  // of rank `from`
   MPI_Comm comm_ = MPI_COMM_NULL;
+  void broadcast_bytes(std::span<std::byte> bytes, int root) const;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
+  std::shared_ptr<DeviceLink> device_;
 };
 
 }  // namespace hcsmoe

@@ -192,14 +192,31 @@ at::Tensor Checkpoint::tensor(const std::string& name, const std::vector<int64_t
   return tensor(name);
 }
 
-void Checkpoint::will_need(const std::string& name) const {
-  const TensorInfo& info = this->info(name);
-  state_->maps[static_cast<size_t>(info.file)]->advise_need(info.begin, info.end);
+void Checkpoint::read_ahead(int file, uint64_t begin, uint64_t end) const {
+  const auto i = static_cast<size_t>(file);
+  if (state_->maps[i]->read_ahead(begin, end)) return;
+  const uint64_t size = std::filesystem::file_size(state_->files[i]), opened = state_->maps[i]->bytes().size();
+  const std::string range = "bytes " + std::to_string(begin) + " to " + std::to_string(end) + " cannot be read";
+  if (size < opened) {
+    throw UserError(state_->files[i].string() + ": " + range + ": the file had " + std::to_string(opened) + " bytes and now has " +
+                        std::to_string(size),
+                    "is another program writing to it?");
+  }
+  throw UserError(state_->files[i].string() + ": " + range + ": its disk or network file system fails", "copy the model to another disk");
 }
 
 void Checkpoint::done_with(const std::string& name) const {
   const TensorInfo& info = this->info(name);
   state_->maps[static_cast<size_t>(info.file)]->advise_done(info.begin, info.end);
+}
+
+std::string Checkpoint::tensor_lines() const {
+  std::string lines;
+  for (const TensorInfo& info : state_->tensors) {
+    lines += name_text(info.name) + ", " + info.dtype.name + " " + shape_text(info.shape) + ", at byte " + std::to_string(info.begin) +
+             " of " + state_->files[static_cast<size_t>(info.file)].filename().string() + "\n";
+  }
+  return lines;
 }
 
 std::string Checkpoint::fingerprint() const {

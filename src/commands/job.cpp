@@ -48,6 +48,7 @@ Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, 
   };
   ranks.on_root(open);
   ranks.on_all(open);
+  ranks.require_same("the checkpoint " + config.model.string(), checkpoint->tensor_lines());
   Job job{line, config, ranks, log, std::move(*checkpoint), std::move(*model), {}};
   Summary& summary = job.summary;
   summary.command = to_string(line.command);

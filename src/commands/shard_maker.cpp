@@ -165,7 +165,8 @@ BlockTokens ShardMaker::tokens_of(int64_t layer, const LayerPass& pass) {
   if (!compressed_) {
     std::vector<at::Tensor> sequences;
     for (int64_t s = 0; s < pass.share.number; ++s) sequences.push_back(pass.ids[pass.share.first + s]);
-    compressed_.emplace(job_.checkpoint, job_.model, compute_, std::move(sequences));
+    compressed_.emplace(job_.checkpoint, job_.model, compute_, std::move(sequences),
+                        layer_weights(job_.checkpoint, job_.model, compute_, job_.ranks));
   }
   while (compressed_->next_layer() < layer) compressed_->run_layer();  // dense layers
   compressed_->begin_layer();

@@ -107,7 +107,8 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::o
   job.summary.sweep_tokens = ids.numel();
   const auto start = std::chrono::steady_clock::now();
   job.summary.stage("sweep", [&] {
-    LayerSweep layers(job.checkpoint, job.model, compute, std::move(sequences));
+    LayerSweep layers(job.checkpoint, job.model, compute, std::move(sequences),
+                      layer_weights(job.checkpoint, job.model, compute, job.ranks));
     std::optional<StatisticsAccumulator> sums;
     if (wanted) sums.emplace(job.model.experts, wanted->has(Statistic::output_sum) ? job.model.expert_intermediate : 0, compute.device);
     const std::vector<int64_t> sampled = sampled_tokens(ids.numel(), job.config.calibration.sample);

@@ -28,7 +28,7 @@ const std::vector<SectionKeys>& known_keys() {
       {"compression",
        {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "propagate", "rounds", "init", "seed",
         "max_cluster_size", "candidates", "protect"}},
-      {"device", {"type", "dtype", "threads"}},
+      {"device", {"type", "dtype", "threads", "memory", "read_ahead"}},
       {"evaluation", {"perplexity", "tasks", "length", "batch_tokens", "reference"}},
   };
   return keys;
@@ -65,8 +65,8 @@ ExpertBudget read_experts(const Section& section) {
                       "30 keeps 30 experts a layer; 0.5 or 50% keeps half of them");
 }
 
-int64_t read_shard_size(const Section& section, int64_t default_value) {
-  const YamlNode* value = section.find("output_shard_size");
+int64_t read_size(const Section& section, const std::string& key, int64_t default_value, const std::string& example) {
+  const YamlNode* value = section.find(key);
   if (!value) return default_value;
   if (value->kind == YamlNode::Kind::scalar) {
     struct Unit {
@@ -83,9 +83,9 @@ int64_t read_shard_size(const Section& section, int64_t default_value) {
       break;
     }
   }
-  throw section.error(*value, "output_shard_size",
+  throw section.error(*value, key,
                       "expected a size from 1KB to 1000TB (units KB, MB, GB, TB, KiB, MiB, GiB, TiB, or bytes), found " + value->found(),
-                      "as in 5GB");
+                      "as in " + example);
 }
 
 void check_file(const Section& section, const std::string& key, const Section::Path& file, const std::vector<std::string>& endings) {
@@ -239,6 +239,8 @@ DeviceConfig read_device(const YamlNode& root) {
   config.type = section.choice("type", config.type, parse_device_type);
   config.dtype = section.choice("dtype", config.dtype, parse_compute_dtype);
   config.threads = static_cast<int>(section.integer("threads", config.threads, 0, max_threads));
+  config.memory = read_size(section, "memory", config.memory, "80GB");
+  config.read_ahead = read_size(section, "read_ahead", config.read_ahead, "64GB");
   return config;
 }
 
@@ -345,7 +347,7 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   config.output = top.path("output");
   config.work = top.path("work");
   if (config.work.empty() && !config.output.empty()) config.work = config.output.string() + ".work";
-  config.output_files.max_shard_bytes = read_shard_size(top, config.output_files.max_shard_bytes);
+  config.output_files.max_shard_bytes = read_size(top, "output_shard_size", config.output_files.max_shard_bytes, "5GB");
   config.calibration = read_calibration(root, is_one_of(command, {Command::run, Command::collect}));
   config.compression = read_compression(root);
   config.device = read_device(root);

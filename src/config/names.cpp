@@ -43,7 +43,7 @@ constexpr Name<Command> commands[] = {{Command::run, "run"},   {Command::inspect
                                       {Command::plan, "plan"}, {Command::apply, "apply"},     {Command::evaluate, "evaluate"}};
 constexpr Name<AddBos> add_bos_names[] = {
     {AddBos::automatic, "auto"}, {AddBos::yes, "true"}, {AddBos::no, "false"}, {AddBos::yes, "yes"}, {AddBos::no, "no"}};
-constexpr Name<DeviceType> device_types[] = {{DeviceType::cpu, "cpu"}};
+constexpr Name<DeviceType> device_types[] = {{DeviceType::cpu, "cpu"}, {DeviceType::cuda, "cuda"}};
 
 [[noreturn]] void refuse(const std::string& text, const std::string& allowed) {
   throw UserError("'" + text + "' is not allowed; allowed: " + allowed);

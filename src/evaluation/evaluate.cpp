@@ -102,14 +102,15 @@ void answer(const std::vector<const Passage*>& passages, const RowMeasures& meas
 }
 
 FinalRows read_passages(const EvaluatedModel& evaluated, const Compute& compute, const std::vector<const Passage*>& passages,
-                        const Questions& questions, const std::function<void()>& after_layer) {
+                        const Questions& questions, const Ranks& ranks, const std::function<void()>& after_layer) {
   std::map<int64_t, const LayerPlan*> plan_of;
   if (evaluated.plan) {
     for (const LayerPlan& layer : evaluated.plan->layers) plan_of[layer.layer] = &layer;
   }
   std::vector<at::Tensor> sequences;
   for (const Passage* passage : passages) sequences.push_back(passage->ids);
-  LayerSweep sweep(evaluated.checkpoint, evaluated.model, compute, std::move(sequences));
+  LayerSweep sweep(evaluated.checkpoint, evaluated.model, compute, std::move(sequences),
+                   layer_weights(evaluated.checkpoint, evaluated.model, compute, ranks));
   while (sweep.next_layer() < evaluated.model.layers) {
     const auto planned = plan_of.find(sweep.next_layer());
     if (planned == plan_of.end()) {
@@ -229,18 +230,20 @@ std::vector<ModelMeasures> evaluate_models(const Config& config, const std::vect
       progress.step();
       progress.add_detail(tokens_a_layer);
     };
-    ranks.on_all([&] {
+    const auto all_batches = [&] {
       for (const auto& batch : batches) {
         const auto passages = share_of_batch(work.passages, batch, ranks);
         const Questions questions(passages);
         FinalRows first;
         for (size_t m = 0; m < models.size(); ++m) {
-          FinalRows rows = read_passages(models[m], compute, passages, questions, after_layer);
+          FinalRows rows = read_passages(models[m], compute, passages, questions, ranks, after_layer);
           answer(passages, measure_rows(rows, m == 0 ? nullptr : &first, questions.targets, compute), answers[m]);
           if (m == 0) first = std::move(rows);
         }
       }
-    });
+    };
+    // Where GPUs exchange weights, a rank that failed must not wait here for others, which wait for its part: its error ends them.
+    ranks.device() ? all_batches() : ranks.on_all(all_batches);
   }
   std::vector<ModelMeasures> results;
   const int64_t length = config.evaluation.length > 0 ? config.evaluation.length : config.calibration.length;

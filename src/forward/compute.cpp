@@ -65,15 +65,14 @@ int cores_of_this_rank(const Ranks& ranks) {
 }  // namespace
 
 Compute choose_compute(const DeviceConfig& config, const Checkpoint& checkpoint, const ModelDescription& model, const Ranks& ranks) {
-  if (config.type == DeviceType::cuda) {
-    throw UserError("device.type is cuda, but this program was built without CUDA", "set device.type: cpu");
-  }
   Compute compute;
+  compute.read_ahead = config.read_ahead > 0 ? static_cast<uint64_t>(config.read_ahead) : default_read_ahead();
   if (config.dtype == ComputeDtype::bfloat16) {
     compute.dtype = at::kBFloat16;
   } else if (config.dtype == ComputeDtype::automatic) {
     const std::string name = expert_tensor_name(model, model.moe_layers().front(), 0, ExpertPart::gate);
-    const bool lacking = ranks.all_reduce_max(processor_multiplies_bfloat16() ? 0 : 1) != 0;
+    const bool here = config.type == DeviceType::cuda || processor_multiplies_bfloat16();
+    const bool lacking = ranks.all_reduce_max(here ? 0 : 1) != 0;
     if (checkpoint.info(name).dtype.name == "BF16" && !lacking) compute.dtype = at::kBFloat16;
   }
   const int share = cores_of_this_rank(ranks);
@@ -81,6 +80,7 @@ Compute choose_compute(const DeviceConfig& config, const Checkpoint& checkpoint,
   const Place place = this_place();
   compute.cores = CPU_COUNT(&place.cores);
   at::set_num_threads(compute.threads);
+  if (ranks.device()) compute.device = ranks.device()->device();
   choose_kernels(compute);
   return compute;
 }

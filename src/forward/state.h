@@ -13,7 +13,8 @@
 namespace hcsmoe {
 
 struct LayerSweep::State {
-  State(const Checkpoint& checkpoint_, const ModelDescription& model_, const Compute& compute_, std::vector<at::Tensor> sequences_);
+  State(const Checkpoint& checkpoint_, const ModelDescription& model_, const Compute& compute_, std::vector<at::Tensor> sequences_,
+        std::unique_ptr<WeightStream> stream_);
 
   const Checkpoint& checkpoint;
   const ModelDescription& model;
@@ -21,7 +22,8 @@ struct LayerSweep::State {
   const Kernels& kernels;
   const std::vector<at::Tensor> sequences;  // int32 [T] each, on the CPU
   std::vector<int64_t> first_row;           // of each sequence, and N at the end
-  Weights weights;
+  const std::unique_ptr<WeightStream> stream;
+  Weights weights;     // of the stream
   int64_t layer = 0;   // the next one, or the one that has begun
   bool begun = false;  // its attention has run
   SweepFigures figures;

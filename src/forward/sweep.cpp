@@ -20,17 +20,24 @@ struct Stopwatch {
   }
 };
 
+std::vector<std::vector<std::string>> names_of_layers(const ModelDescription& model) {
+  std::vector<std::vector<std::string>> names;
+  for (int64_t layer = 0; layer < model.layers; ++layer) names.push_back(layer_tensor_names(model, layer));
+  return names;
+}
+
 }  // namespace
 
 LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& model_, const Compute& compute_,
-                         std::vector<at::Tensor> sequences_)
+                         std::vector<at::Tensor> sequences_, std::unique_ptr<WeightStream> stream_)
     : checkpoint(checkpoint_),
       model(model_),
       compute(compute_),
       kernels(*compute_.kernels),
       sequences(std::move(sequences_)),
       first_row{0},
-      weights(checkpoint_, compute_.dtype, compute_.device),
+      stream(std::move(stream_)),
+      weights(*stream, compute_.dtype, compute_.device),
       thread_gate(static_cast<size_t>(compute_.threads)),
       thread_up(static_cast<size_t>(compute_.threads)),
       thread_out(static_cast<size_t>(compute_.threads)),
@@ -64,10 +71,17 @@ void LayerSweep::State::for_each_block(const std::function<void(int64_t, int64_t
   });
 }
 
+std::unique_ptr<WeightStream> layer_weights(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute,
+                                            const Ranks& ranks) {
+  StreamOptions options;
+  options.read_ahead = compute.read_ahead;
+  return stream_weights(checkpoint, names_of_layers(model), ranks, options);
+}
+
 LayerSweep::LayerSweep(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute,
-                       std::vector<at::Tensor> sequences)
-    : state_(std::make_unique<State>(checkpoint, model, compute, std::move(sequences))) {
-  for (const std::string& name : layer_tensor_names(model, 0)) checkpoint.will_need(name);
+                       std::vector<at::Tensor> sequences, std::unique_ptr<WeightStream> weights)
+    : state_(std::make_unique<State>(checkpoint, model, compute, std::move(sequences),
+                                     weights ? std::move(weights) : stream_weights(checkpoint, names_of_layers(model)))) {
   state_->embed();
 }
 
@@ -89,9 +103,7 @@ void LayerSweep::begin_layer() {
   State& state = *state_;
   if (state.begun) throw Error("layer " + std::to_string(state.layer) + " has begun already");
   state.begun = true;
-  if (state.layer + 1 < state.model.layers) {
-    for (const std::string& name : layer_tensor_names(state.model, state.layer + 1)) state.checkpoint.will_need(name);
-  }
+  state.stream->begin_layer(state.layer);
   SweepFigures& figures = state.figures;
   Stopwatch watch;
   state.model.latent ? state.latent_attention() : state.attention();
@@ -116,7 +128,6 @@ void LayerSweep::finish_layer(StatisticsAccumulator* statistics, const SparseBlo
     figures.block_operations += figures.operations - before;
     figures.block_seconds += watch.seconds();
   }
-  for (const std::string& name : layer_tensor_names(state.model, state.layer)) state.checkpoint.done_with(name);
   state.begun = false;
   ++state.layer;
 }

@@ -95,6 +95,10 @@ void Ranks::broadcast(std::string& bytes, int root) const {
   uint64_t length = bytes.size();
   check(MPI_Bcast(&length, 1, MPI_UINT64_T, root, comm_), "MPI_Bcast");
   bytes.resize(length);
+  broadcast_bytes(std::as_writable_bytes(std::span(bytes)), root);
+}
+
+void Ranks::broadcast_bytes(std::span<std::byte> bytes, int root) const {
   in_pieces(bytes.size(), piece_bytes,
             [&](size_t begin, int count) { check(MPI_Bcast(bytes.data() + begin, count, MPI_BYTE, root, comm_), "MPI_Bcast"); });
 }

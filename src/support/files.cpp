@@ -191,14 +191,27 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-// madvise is a hint: where a kernel does not know it, nothing is lost but speed, so its result is not looked at.
-void MappedFile::advise_need(uint64_t begin, uint64_t end) const {
+// The kernel reads little at one piece of advice, about 128 KiB or what the disk takes in one request, so advice comes in small steps that
+// keep many requests waiting. Older kernels than 5.14 cannot populate; advice is all that they get.
+bool MappedFile::read_ahead(uint64_t begin, uint64_t end) const {
+  constexpr uint64_t step = uint64_t{128} << 10, waiting = uint64_t{16} << 20;
   const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   end = std::min<uint64_t>(end, size_);
   begin = begin / page * page;
-  if (begin < end) ::madvise(const_cast<std::byte*>(data_ + begin), end - begin, MADV_WILLNEED);
+  const auto advise = [&](uint64_t at, int what) {
+    return ::madvise(const_cast<std::byte*>(data_ + at), std::min(step, end - at), what) == 0 || errno == EINVAL;
+  };
+  for (uint64_t at = begin, asked = begin; at < end; at += step) {
+    for (; asked < std::min(end, at + waiting); asked += step) advise(asked, MADV_WILLNEED);
+    while (!advise(at, MADV_POPULATE_READ)) {
+      if (errno != EAGAIN && errno != EINTR) return false;
+    }
+  }
+  advise_done(begin, end);
+  return true;
 }
 
+// madvise is a hint: where a kernel does not know it, nothing is lost but speed, so its result is not looked at.
 void MappedFile::advise_done(uint64_t begin, uint64_t end) const {
   const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   const bool reaches_end = end >= size_;  // nobody else's bytes are on the last page

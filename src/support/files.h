@@ -49,8 +49,10 @@ class MappedFile {
   MappedFile& operator=(MappedFile&&) noexcept;
   ~MappedFile();
   std::span<const std::byte> bytes() const { return {data_, size_}; }
-  void advise_need(uint64_t begin, uint64_t end) const;  // whole pages that the range touches
-  void advise_done(uint64_t begin, uint64_t end) const;  // whole pages inside the range
+  /// Brings the range into the page cache and returns when it is there: false if some of it cannot be read (the file has become shorter, or
+  /// its disk fails), which would end whoever reads the mapping with a signal.
+  bool read_ahead(uint64_t begin, uint64_t end) const;
+  void advise_done(uint64_t begin, uint64_t end) const;  // whole pages inside the range: out of this process, not out of the page cache
 
  private:
   const std::byte* data_ = nullptr;

@@ -115,7 +115,7 @@ TEST_F(TwoFiles, TensorsComeFileByFileInTheOrderOfTheirBytes) {
   EXPECT_EQ(checkpoint.tensor("a")[4].item<float>(), 104.0f);
   EXPECT_TRUE(checkpoint.has("a"));
   EXPECT_FALSE(checkpoint.has("d"));
-  checkpoint.will_need("a");
+  checkpoint.read_ahead(0, 0, checkpoint.info("a").end);
   checkpoint.done_with("a");
   EXPECT_EQ(checkpoint.tensor("a")[4].item<float>(), 104.0f);
 }
@@ -355,7 +355,7 @@ TEST(Checkpoint, ALargeFileCostsNoMemory) {
   EXPECT_LT(status_kilobytes("RssFile") - mapped, 4096);
   const at::Tensor all = checkpoint.tensor("large");
   EXPECT_EQ(all.numel(), static_cast<int64_t>(large / 2));
-  checkpoint.will_need("small");
+  checkpoint.read_ahead(0, checkpoint.info("small").begin, checkpoint.info("small").end);
   uint64_t sum = 0;
   for (std::byte byte : checkpoint.bytes("small")) sum += std::to_integer<uint64_t>(byte);
   EXPECT_EQ(sum, 0u);

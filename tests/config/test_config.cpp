@@ -234,8 +234,8 @@ TEST_F(ConfigTest, EachCommandRequiresItsKeys) {
 }
 
 TEST_F(ConfigTest, UnknownKeys) {
-  expect_has(message(smallest + "device:\n  thread: 3\n"),
-             {"config.yaml:8: unknown key 'device.thread'", "nearest: device.threads", "allowed here: type, dtype, threads"});
+  expect_has(message(smallest + "device:\n  thread: 3\n"), {"config.yaml:8: unknown key 'device.thread'", "nearest: device.threads",
+                                                            "allowed here: type, dtype, threads, memory, read_ahead"});
   expect_has(message(smallest + "compresion:\n  metod: x\n"),
              {"config.yaml:7: unknown key 'compresion'", "nearest: compression", "allowed here: model, output, work"});
   expect_has(message(smallest + "linkage: ward\n"), {"config.yaml:7: unknown key 'linkage'", "nearest: compression.linkage"});
@@ -301,7 +301,7 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   for (const std::string rounds : {"0", "101", "two"}) {
     expect_has(set("compression.rounds=" + rounds), {"compression.rounds: expected an integer from 1 to 100, found '" + rounds + "'"});
   }
-  expect_has(set("device.type=cuda"), {"device.type: 'cuda' is not allowed; allowed: cpu"});
+  expect_has(set("device.type=tpu"), {"device.type: 'tpu' is not allowed; allowed: cpu, cuda"});
   expect_has(set("device.dtype=float16"), {"device.dtype: ", "allowed: auto, float32, bfloat16"});
   expect_has(set("calibration.add_bos=maybe"), {"calibration.add_bos: ", "allowed: auto, true, false"});
 }

@@ -1,5 +1,6 @@
 // Collectives and shared errors, on every number of ranks that ctest runs this with.
 
+#include <ATen/ops/full.h>
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -121,6 +122,46 @@ TEST_F(RanksTest, BytesLongerThanAPiece) {
   const std::vector<std::string> all = ranks.gather(pattern(ranks.rank()), 0);
   ASSERT_EQ(all.size(), ranks.is_root() ? static_cast<size_t>(ranks.size()) : 0u);
   for (size_t rank = 0; rank < all.size(); ++rank) EXPECT_TRUE(all[rank] == pattern(static_cast<int>(rank))) << rank;
+}
+
+TEST_F(RanksTest, TensorsOfTheHost) {
+  const int64_t rank = ranks.rank(), size = ranks.size();
+  const at::Tensor sums = at::full({2, 3}, rank + 1, at::TensorOptions().dtype(at::kLong));
+  const at::Tensor others = at::full({4}, -1, at::TensorOptions().dtype(at::kLong));
+  ranks.all_reduce_sums(std::vector<at::Tensor>{sums, others});
+  EXPECT_TRUE(sums.eq(size * (size + 1) / 2).all().item<bool>());
+  EXPECT_TRUE(others.eq(-size).all().item<bool>());
+  const at::Tensor to_last = at::full({5}, rank, at::TensorOptions().dtype(at::kLong));
+  ranks.reduce_sum(to_last, last());
+  if (rank == last()) {
+    EXPECT_TRUE(to_last.eq(size * (size - 1) / 2).all().item<bool>());
+  }
+  const at::Tensor weights = at::full({3, 2}, rank, at::TensorOptions().dtype(at::kBFloat16));
+  ranks.broadcast(weights, last());
+  EXPECT_TRUE(weights.eq(last()).all().item<bool>());
+
+  // Refused on every number of ranks, so that one rank finds what several would stumble over.
+  EXPECT_THROW(ranks.reduce_sum(weights, 0), Error);
+  EXPECT_THROW(ranks.broadcast(weights.t(), 0), Error);
+  EXPECT_THROW(ranks.broadcast(at::Tensor(), 0), Error);
+}
+
+TEST_F(RanksTest, WhatDiffersBetweenRanksIsNamed) {
+  ranks.require_same("the model", "a\nb\n");
+  ranks.require_same("the model", "");
+  if (ranks.size() == 1) return;
+  const auto differ = [&](const std::string& here) {
+    const auto error = shared_error([&] { ranks.require_same("the model", here); });
+    EXPECT_TRUE(error);
+    return error ? std::string(error->what()) : "";
+  };
+  const std::string who = "rank " + std::to_string(last()) + ": the model differs between ranks: here it has ";
+  const bool is_last = ranks.rank() == last();
+  std::string text = differ(is_last ? "a\nb [3, 4]\nc\n" : "a\nb [4, 3]\nc\n");
+  EXPECT_NE(text.find(who + "b [3, 4], on rank 0 b [4, 3]"), std::string::npos) << text;
+  text = differ(is_last ? "a\n" : "a\nb\n");
+  EXPECT_NE(text.find(who + "nothing more, on rank 0 b"), std::string::npos) << text;
+  ranks.barrier();  // still in step
 }
 
 TEST_F(RanksTest, Gather) {
