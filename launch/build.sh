@@ -6,7 +6,7 @@ usage() {
   cat <<'END'
 usage: launch/build.sh [--tests] [--preset NAME] [--no-apt] [--packages-only]
   --tests          also install what the tests need, and build them
-  --preset NAME    a configure preset of CMakePresets.json (default: release, which builds in build/)
+  --preset NAME    a configure preset of CMakePresets.json (default: cpu, which builds in build/; cuda: for GPUs, in build-cuda/)
   --no-apt         do not look for Debian packages (compilers and libraries come from modules, Spack, ...)
   --packages-only  stop after the Debian packages
 environment:
@@ -21,7 +21,7 @@ fail() {
   exit "${2:-1}"
 }
 
-tests=0 apt=1 packages_only=0 preset=release
+tests=0 apt=1 packages_only=0 preset=cpu
 while (($#)); do
   case $1 in
     --tests) tests=1 ;;
@@ -104,7 +104,10 @@ if [[ -n ${HCSMOE_TORCH:-} ]]; then
   torch_root=(-D "Torch_ROOT=$(realpath "$HCSMOE_TORCH")")
 else
   torch_root=(-U Torch_ROOT)
-  if [[ $(head -n 1 .deps/libtorch/installed.txt 2>/dev/null) != "$torch_requirement" ]]; then
+  if [[ $preset == cuda ]]; then
+    launch/fetch_cuda.sh .deps/cuda-torch --torch
+    torch_root=()
+  elif [[ $(head -n 1 .deps/libtorch/installed.txt 2>/dev/null) != "$torch_requirement" ]]; then
     python3 launch/fetch_libtorch.py "$torch_requirement" .deps/libtorch
   fi
 fi

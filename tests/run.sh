@@ -2,11 +2,11 @@
 # Does the set-up of the tests, builds everything and runs all tests: ctest (C++), then pytest (Python). Can be called again at any time.
 # usage: tests/run.sh [--quick] [--preset NAME] [arguments of ctest ...]
 #   --quick        leaves out what is labelled or marked `slow`
-#   --preset NAME  a preset of CMakePresets.json (default: release)
+#   --preset NAME  a preset of CMakePresets.json (default: cpu)
 # With arguments of ctest (-R forward, -L unit, ...) only ctest runs.
 set -euo pipefail
 
-quick=0 preset=release
+quick=0 preset=cpu
 while (($#)); do
   case $1 in
     --quick) quick=1 ;;
@@ -43,7 +43,7 @@ launch/build.sh --tests --preset "$preset"
 source launch/mpi_environment.sh
 
 build=$root/build
-[[ $preset == release ]] || build=$root/build-$preset
+[[ $preset == cpu ]] || build=$root/build-$preset
 export HCSMOE_BUILD=$build HCSMOE_PYTHON=$python
 ctest_arguments=(--test-dir "$build" --output-on-failure --parallel "$(nproc)")
 pytest_arguments=(-q --durations=5 tests)
