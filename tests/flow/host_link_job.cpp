@@ -1,0 +1,38 @@
+// hcsmoe_dist on devices that are memory of the host (support/host_link.h): weights come over the link, as on GPUs, and the computation is
+// the CPU's. HOST_LINK_FAILS=N: the link of the last rank fails at its N-th collective. For tests/flow/test_host_link.py.
+
+#include <mpi.h>
+
+#include <cstdlib>
+
+#include "config/command_line.h"
+#include "hcsmoe/commands.h"
+#include "hcsmoe/config.h"
+#include "support/host_link.h"
+
+int main(int argc, char** argv) {
+  using namespace hcsmoe;
+  CommandLine line;
+  if (!read_command_line(argc, argv, true, line)) return 0;
+  int provided = MPI_THREAD_SINGLE;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  int exit_code = 0;
+  {
+    Ranks ranks(MPI_COMM_WORLD);
+    Log log(ranks.rank(), ranks.is_root());
+    const auto link = std::make_shared<HostLink>();
+    link->copy_takes = std::chrono::milliseconds(1);
+    if (const char* number = std::getenv("HOST_LINK_FAILS"); number && ranks.rank() == ranks.size() - 1)
+      link->async_error_at = std::atoi(number);
+    ranks.use_device(link);
+    try {
+      run_command(line, read_config(line.config, line.overrides, line.command), ranks, log);
+    } catch (const Error& error) {
+      log.error(error.what());
+      exit_code = static_cast<int>(error.exit_code());
+      if (!error.collective()) MPI_Abort(MPI_COMM_WORLD, exit_code);
+    }
+  }
+  MPI_Finalize();
+  return exit_code;
+}

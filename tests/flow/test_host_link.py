@@ -1,0 +1,40 @@
+"""The whole program with its weights read into pinned buffers, copied to devices and broadcast from there, as on GPUs; the devices are memory
+of the host, so the result must be the same bytes."""
+
+import pytest
+from conftest import BUILD, ONE_A_FAMILY, job_command, job_digests, need, run_program, write_config
+
+JOB = BUILD / "host_link_job"
+
+
+def command(folder, ranks, job, name="run", sets=()):
+    parts = job_command(ranks, write_config(folder, job), name, sets=sets)
+    return [need(JOB) if "hcsmoe_dist" in str(part) else part for part in parts]
+
+
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_same_bytes(golden, main_job, tmp_path, name, ranks):
+    result = run_program(command(tmp_path, ranks, golden(name).job(tmp_path / "output")), timeout=180)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert job_digests(tmp_path / "output", tmp_path / "output.work") == job_digests(*main_job(name))
+
+
+def test_blocks_on_compressed_layers(golden, tmp_path):
+    """compression.propagate: compressed has two streams at a time."""
+    digests = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        job = golden(ONE_A_FAMILY[0]).job(folder / "output", reconstruction="router", propagate="compressed")
+        result = run_program(command(folder, ranks, job), timeout=180)
+        assert result.returncode == 0, result.stdout + result.stderr
+        digests.append(job_digests(folder / "output", folder / "output.work"))
+    assert digests[0] == digests[1]
+
+
+def test_a_failing_link_ends_the_job(golden, tmp_path):
+    job = golden(ONE_A_FAMILY[0]).job(tmp_path / "output")
+    result = run_program(command(tmp_path, 3, job), timeout=60, environment={"HOST_LINK_FAILS": "1"})
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "a collective failed on the way" in result.stdout + result.stderr
+    assert not (tmp_path / "output").exists()
