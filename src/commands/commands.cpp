@@ -19,6 +19,15 @@ void save_in_background(Background& background, const Job& job, const ExpertStat
 
 }  // namespace
 
+DeviceSizes device_sizes(const Job& job, const Compute& compute) {
+  const CalibrationConfig& calibration = job.config.calibration;
+  const int64_t P = job.ranks.size();
+  DeviceSizes sizes = device_sizes(job.checkpoint, job.model, (calibration.sequences + P - 1) / P, calibration.length,
+                                   static_cast<int64_t>(c10::elementSize(compute.dtype)));
+  sizes.propagates = job.config.compression.propagate == Propagate::compressed;
+  return sizes;
+}
+
 void describe(const Job& job, const Compute& compute) {
   job.log.info(job.model.family + " in " + job.config.model.string() + ": " + std::to_string(job.model.layers) + " layers, " +
                std::to_string(job.model.experts) + " experts in each of " + std::to_string(job.summary.moe_layers) + ", " +

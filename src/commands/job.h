@@ -11,6 +11,7 @@
 #include "hcsmoe/checkpoint.h"
 #include "hcsmoe/commands.h"
 #include "hcsmoe/config.h"
+#include "hcsmoe/device_memory.h"
 #include "hcsmoe/evaluation.h"
 #include "hcsmoe/families.h"
 #include "hcsmoe/forward.h"
@@ -58,10 +59,12 @@ struct LayerPass {
   const at::Tensor& ids;               // int32 [S, T], of all ranks
 };
 /// One pass of all layers over the calibration ids. after_layer is called on every rank after each MoE layer. Without a set no statistics
-/// are collected.
+/// are collected. UserError: it does not fit the GPU of a rank.
 void sweep(Job&, const Compute&, const at::Tensor& ids, const std::optional<StatisticSet>&,
            const std::function<void(const LayerPass&)>& after_layer);
 
+/// What this run holds on a GPU.
+DeviceSizes device_sizes(const Job&, const Compute&);
 /// Says what is worked on, and with what.
 void describe(const Job&, const Compute&);
 /// Reads a plan and checks that it fits the model; on every rank.

@@ -83,6 +83,8 @@ TEST_F(ConfigTest, SmallestFileTakesDefaults) {
   EXPECT_EQ(config.device.type, DeviceType::cpu);
   EXPECT_EQ(config.device.dtype, ComputeDtype::automatic);
   EXPECT_EQ(config.device.threads, 0);
+  EXPECT_EQ(config.device.memory, 0);
+  EXPECT_EQ(config.device.read_ahead, 0);
   EXPECT_TRUE(config.evaluation.perplexity.empty());
   EXPECT_TRUE(config.evaluation.tasks.empty());
   EXPECT_EQ(config.evaluation.length, 0);
@@ -111,7 +113,7 @@ compression:
   seed: 18446744073709551615
   max_cluster_size: 4
   protect: [9, 2]
-device: {type: cpu, dtype: bfloat16, threads: 3}
+device: {type: cuda, dtype: bfloat16, threads: 3, memory: 40GB, read_ahead: 16GiB}
 evaluation: {perplexity: a.txt, tasks: b.jsonl.gz, length: 512, batch_tokens: 4096, reference: model}
 )");
   EXPECT_EQ(config.model, folder / "model");
@@ -138,6 +140,8 @@ evaluation: {perplexity: a.txt, tasks: b.jsonl.gz, length: 512, batch_tokens: 40
   EXPECT_EQ(config.compression.protect, (Protect{{2, 9}, 0}));
   EXPECT_EQ(config.device.dtype, ComputeDtype::bfloat16);
   EXPECT_EQ(config.device.threads, 3);
+  EXPECT_EQ(config.device.memory, 40'000'000'000);
+  EXPECT_EQ(config.device.read_ahead, int64_t{1} << 34);
   EXPECT_EQ(config.evaluation.perplexity, std::vector<fs::path>{folder / "a.txt"});
   EXPECT_EQ(config.evaluation.length, 512);
   EXPECT_EQ(config.evaluation.tasks, std::vector<fs::path>{folder / "b.jsonl.gz"});
@@ -302,6 +306,9 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
     expect_has(set("compression.rounds=" + rounds), {"compression.rounds: expected an integer from 1 to 100, found '" + rounds + "'"});
   }
   expect_has(set("device.type=tpu"), {"device.type: 'tpu' is not allowed; allowed: cpu, cuda"});
+  for (const std::string key : {"memory", "read_ahead"}) {
+    expect_has(set("device." + key + "=much"), {"device." + key + ": expected a size from 1KB to 1000TB", "found 'much'", "as in "});
+  }
   expect_has(set("device.dtype=float16"), {"device.dtype: ", "allowed: auto, float32, bfloat16"});
   expect_has(set("calibration.add_bos=maybe"), {"calibration.add_bos: ", "allowed: auto, true, false"});
 }

@@ -46,7 +46,7 @@ class HostLink : public DeviceLink {
   }
 
   c10::Device device() const override { return c10::kCPU; }
-  uint64_t memory_bytes() const override { return uint64_t{1} << 30; }
+  uint64_t memory_bytes() const override { return uint64_t{1} << 40; }
   bool holds(const void* memory) const override {
     const std::lock_guard lock(memory_->mutex);
     const auto after = memory_->live.upper_bound(static_cast<const std::byte*>(memory));
