@@ -66,6 +66,21 @@ void inspect(Job& job) {
                         (job.checkpoint.files().size() == 1 ? " file, " : " files, ") + std::to_string(job.checkpoint.tensors().size()) +
                         " tensors, " + job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype.name);
 
+    if (job.config.device.type == DeviceType::cuda) {
+      const DeviceSizes sizes = device_sizes(job, compute);
+      const DeviceMemory memory = device_memory(sizes);
+      const double gpu = job.config.device.memory > 0 ? static_cast<double>(job.config.device.memory) : 80e9;
+      std::printf("\na GPU of %s (device.memory) a rank\n", bytes(gpu).c_str());
+      line("  weights, 2 layers", bytes(memory.weights));
+      if (memory.converted > 0) line("  converted weights", bytes(memory.converted));
+      line("  tokens", bytes(memory.tokens));
+      line("  computed at a time", bytes(memory.blocks + memory.sums));
+      line("  CUDA and NCCL", bytes(memory.libraries));
+      line("  total", bytes(memory.total()));
+      line("  read ahead (host)", bytes(static_cast<double>(compute.read_ahead) / job.ranks.local_size()));
+      check_fits(sizes, gpu, job.ranks.size());
+    }
+
     double largest_layer = 0;
     for (int64_t l = 0; l < m.layers; ++l) largest_layer = std::max(largest_layer, layer_bytes(job.checkpoint, m, l));
     const int64_t sequences = (calibration.sequences + P - 1) / P, N = sequences * calibration.length;
@@ -88,21 +103,6 @@ void inspect(Job& job) {
     const Merge merge = job.config.compression.merge;
     const int64_t sample = std::min(calibration.sample, calibration.sequences * calibration.length);
     if (aligns(merge)) line("  alignment (" + to_string(merge) + ")", bytes(alignment_bytes(m, merge, sample, compute.threads)));
-
-    if (job.config.device.type == DeviceType::cuda) {
-      const DeviceSizes sizes = device_sizes(job, compute);
-      const DeviceMemory memory = device_memory(sizes);
-      const double gpu = job.config.device.memory > 0 ? static_cast<double>(job.config.device.memory) : 80e9;
-      std::printf("\non its GPU of %s (device.memory)\n", bytes(gpu).c_str());
-      line("  weights, 2 layers", bytes(memory.weights));
-      if (memory.converted > 0) line("  converted weights", bytes(memory.converted));
-      line("  tokens", bytes(memory.tokens));
-      line("  computed at a time", bytes(memory.blocks + memory.sums));
-      line("  CUDA and NCCL", bytes(memory.libraries));
-      line("  total", bytes(memory.total()));
-      line("  read ahead (host)", bytes(static_cast<double>(compute.read_ahead) / job.ranks.local_size()));
-      check_fits(sizes, gpu, job.ranks.size());
-    }
 
     const int64_t K = job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0 ? job.experts_kept() : 0;
     if (K == 0) return;

@@ -67,6 +67,23 @@ def test_wrong_override(case, tmp_path, ranks, override, words):
 
 
 @RANKS
+def test_no_gpu(case, tmp_path, ranks):
+    refused(tmp_path, ranks, case.job(tmp_path / "output"), ["device.type is cuda", "built without CUDA|sees no GPU", "hint: .*device.type: cpu"],
+            sets=["device.type=cuda"])  # fmt: skip
+
+
+@RANKS
+def test_inspect_refuses_what_a_gpu_cannot_hold(case, tmp_path, ranks):
+    sets = ["device.type=cuda", "calibration.sequences=1000000", "device.memory=4GB"]
+    result = refused(tmp_path, ranks, case.job(tmp_path / "output"), ["GPU of 4.0 GB is too small", "hint: calibration.sequences of at most"],
+                     command="inspect", sets=sets)  # fmt: skip
+    most = int(re.search(r"at most (\d+) fit", result.stderr)[1])
+    sets[1] = f"calibration.sequences={most}"
+    fits = run_job(tmp_path, ranks, case.job(tmp_path / "output"), "inspect", sets=sets)
+    assert re.search(r"a GPU of 4.0 GB \(device.memory\)", fits.stdout)
+
+
+@RANKS
 def test_configuration_that_is_not_yaml(tmp_path, ranks):
     refused(tmp_path, ranks, "model: [unclosed\noutput: x\n", [r"config\.yaml", r"\b[12]\b"])
 
