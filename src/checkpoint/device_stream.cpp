@@ -112,9 +112,11 @@ class DeviceStream : public WeightStream {
     const PlacedTensor* placed = plan_.find(name);
     if (!placed) return plan_.checkpoint.tensor(name).to(link_.device());
     const std::shared_ptr<std::byte>& slot = slots_[slot_of(plan_.current)];
-    return at::from_blob(
-        slot.get() + placed->at, placed->info->shape, [slot](void*) {},
-        at::TensorOptions().dtype(placed->info->dtype.torch).device(link_.device()));
+    return at::for_blob(slot.get() + placed->at, placed->info->shape)
+        .deleter([slot](void*) {})
+        .options(at::TensorOptions().dtype(placed->info->dtype.torch).device(link_.device()))
+        .target_device(link_.device())
+        .make_tensor();
   }
 
  private:

@@ -23,6 +23,14 @@ void check_exchanged(const at::Tensor& tensor, bool sum) {
 
 int64_t* values_of(const at::Tensor& tensor) { return static_cast<int64_t*>(tensor.mutable_data_ptr()); }
 
+/// Work on a tensor's elements in memory of the host: where they are, or in a copy that goes back.
+template <class Work>
+void in_host_memory(const at::Tensor& tensor, const Work& work) {
+  const at::Tensor host = tensor.cpu();  // the tensor itself, if it is there
+  work(host);
+  if (!host.is_same(tensor)) tensor.copy_(host);
+}
+
 /// Queues collectives after what the kernels have queued, and waits for them.
 template <class Queue>
 void on_device(DeviceLink& link, const std::string& what, const Queue& queue) {
@@ -41,7 +49,8 @@ void Ranks::all_reduce_sums(std::span<const at::Tensor> tensors) const {
     if (device_ && device_->holds(tensor.const_data_ptr())) {
       there.push_back(tensor);
     } else {
-      all_reduce_sum(std::span(values_of(tensor), static_cast<size_t>(tensor.numel())));
+      in_host_memory(tensor,
+                     [&](const at::Tensor& host) { all_reduce_sum(std::span(values_of(host), static_cast<size_t>(host.numel()))); });
     }
   }
   if (there.empty()) return;
@@ -56,7 +65,9 @@ void Ranks::reduce_sum(const at::Tensor& tensor, int root) const {
   check_exchanged(tensor, true);
   if (size_ == 1) return;
   const auto count = static_cast<size_t>(tensor.numel());
-  if (!device_ || !device_->holds(tensor.const_data_ptr())) return reduce_sum(std::span(values_of(tensor), count), root);
+  if (!device_ || !device_->holds(tensor.const_data_ptr())) {
+    return in_host_memory(tensor, [&](const at::Tensor& host) { reduce_sum(std::span(values_of(host), count), root); });
+  }
   on_device(*device_, "a sum over all ranks", [&] { device_->reduce_sum(values_of(tensor), count, root); });
 }
 
@@ -64,7 +75,11 @@ void Ranks::broadcast(const at::Tensor& tensor, int root) const {
   check_exchanged(tensor, false);
   if (size_ == 1) return;
   auto* const bytes = static_cast<std::byte*>(tensor.mutable_data_ptr());
-  if (!device_ || !device_->holds(bytes)) return broadcast_bytes({bytes, tensor.nbytes()}, root);
+  if (!device_ || !device_->holds(bytes)) {
+    return in_host_memory(tensor, [&](const at::Tensor& host) {
+      broadcast_bytes({static_cast<std::byte*>(host.mutable_data_ptr()), host.nbytes()}, root);
+    });
+  }
   on_device(*device_, "a tensor of rank " + std::to_string(root), [&] { device_->broadcast(bytes, tensor.nbytes(), root); });
 }
 

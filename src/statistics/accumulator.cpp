@@ -30,11 +30,7 @@ StatisticsAccumulator::StatisticsAccumulator(int64_t experts_, int64_t intermedi
 
 void StatisticsAccumulator::clear() { buffer.zero_(); }
 
-void StatisticsAccumulator::all_reduce(const Ranks& ranks) {
-  const at::Tensor host = buffer.cpu();  // the buffer itself, if it is there
-  ranks.all_reduce_sum({data<int64_t>(host), static_cast<size_t>(host.numel())});
-  if (!host.is_same(buffer)) buffer.copy_(host);
-}
+void StatisticsAccumulator::all_reduce(const Ranks& ranks) { ranks.all_reduce_sums({&buffer, 1}); }
 
 FixedPointSums sums_in(const at::Tensor& sums) {
   auto* const whole = data<int64_t>(sums);

@@ -1,5 +1,6 @@
 // hcsmoe_dist on devices that are memory of the host (support/host_link.h): weights come over the link, as on GPUs, and the computation is
-// the CPU's. HOST_LINK_FAILS=N: the link of the last rank fails at its N-th collective. For tests/flow/test_host_link.py.
+// the CPU's; HOST_LINK_DEVICE: it is that of devices, on the device of host_device.h. HOST_LINK_FAILS=N: the link of the last rank fails at
+// its N-th collective. For tests/flow/test_host_link.py.
 
 #include <mpi.h>
 
@@ -8,6 +9,7 @@
 #include "config/command_line.h"
 #include "hcsmoe/commands.h"
 #include "hcsmoe/config.h"
+#include "host_device.h"
 #include "support/host_link.h"
 
 int main(int argc, char** argv) {
@@ -20,7 +22,7 @@ int main(int argc, char** argv) {
   {
     Ranks ranks(MPI_COMM_WORLD);
     Log log(ranks.rank(), ranks.is_root());
-    const auto link = std::make_shared<HostLink>();
+    const auto link = std::make_shared<HostLink>(std::getenv("HOST_LINK_DEVICE") ? host_device : c10::Device(c10::kCPU));
     link->copy_takes = std::chrono::milliseconds(1);
     if (const char* number = std::getenv("HOST_LINK_FAILS"); number && ranks.rank() == ranks.size() - 1)
       link->async_error_at = std::atoi(number);

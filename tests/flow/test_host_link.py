@@ -1,8 +1,9 @@
 """The whole program with its weights read into pinned buffers, copied to devices and broadcast from there, as on GPUs; the devices are memory
 of the host, so the result must be the same bytes."""
 
+import h5py
 import pytest
-from conftest import BUILD, ONE_A_FAMILY, job_command, job_digests, need, run_program, write_config
+from conftest import BUILD, ONE_A_FAMILY, job_command, job_digests, need, relative_error, run_program, write_config
 
 JOB = BUILD / "host_link_job"
 
@@ -18,6 +19,23 @@ def test_same_bytes(golden, main_job, tmp_path, name, ranks):
     result = run_program(command(tmp_path, ranks, golden(name).job(tmp_path / "output")), timeout=180)
     assert result.returncode == 0, result.stdout + result.stderr
     assert job_digests(tmp_path / "output", tmp_path / "output.work") == job_digests(*main_job(name))
+
+
+def test_with_the_kernels_of_devices(golden, main_job, tmp_path):
+    """Streamed weights, sums over the link and the kernels of devices together, on a device whose tensors are no CPU tensors."""
+    name, found = ONE_A_FAMILY[0], []
+    for ranks in (1, 3):
+        folder = tmp_path / str(ranks)
+        result = run_program(command(folder, ranks, golden(name).job(folder / "output")), timeout=180, environment={"HOST_LINK_DEVICE": "1"})
+        assert result.returncode == 0, result.stdout + result.stderr
+        found.append(job_digests(folder / "output", folder / "output.work"))
+    assert found[0] == found[1]
+    worst = 0.0
+    for file in sorted((main_job(name)[1] / "statistics").iterdir()):
+        with h5py.File(file) as cpu, h5py.File(tmp_path / "3" / "output.work" / "statistics" / file.name) as device:
+            worst = max(worst, relative_error(device["output_sum"][()], cpu["output_sum"][()]))
+    print(f"largest error of a feature {worst:.1e} of the scale")
+    assert worst <= 1e-5
 
 
 def test_blocks_on_compressed_layers(golden, tmp_path):

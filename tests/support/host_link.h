@@ -27,7 +27,8 @@ class HostLink : public DeviceLink {
   int async_error_at = -1;  // that of this number fails later
   int silent_from = -1;     // this rank takes no part from that number on: it is as good as dead
 
-  HostLink() {
+  /// device: what tensors in its memory say that they are on.
+  explicit HostLink(c10::Device device = c10::kCPU) : device_(device) {
     MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
@@ -45,7 +46,7 @@ class HostLink : public DeviceLink {
     if (!aborted_) MPI_Comm_free(&comm_);
   }
 
-  c10::Device device() const override { return c10::kCPU; }
+  c10::Device device() const override { return device_; }
   uint64_t memory_bytes() const override { return uint64_t{1} << 40; }
   bool holds(const void* memory) const override {
     const std::lock_guard lock(memory_->mutex);
@@ -189,6 +190,7 @@ class HostLink : public DeviceLink {
     while (!steps.empty() && steps.front()()) steps.pop_front();
   }
 
+  const c10::Device device_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1, calls_ = 0;
   std::shared_ptr<Memory> memory_ = std::make_shared<Memory>();
