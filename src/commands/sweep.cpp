@@ -107,9 +107,8 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::o
   for (int64_t s = 0; s < share.number; ++s) sequences.push_back(ids[share.first + s]);
   job.summary.sweep_tokens = ids.numel();
   if (job.ranks.device()) {
-    job.ranks.on_all([&] {
-      check_fits(device_sizes(job, compute), static_cast<double>(job.ranks.device()->memory_bytes()), job.ranks.size());
-    });
+    job.ranks.on_all(
+        [&] { check_fits(device_sizes(job, compute), static_cast<double>(job.ranks.device()->memory_bytes()), job.ranks.size()); });
   }
   const auto start = std::chrono::steady_clock::now();
   job.summary.stage("sweep", [&] {
