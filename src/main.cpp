@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <new>
 #include <optional>
 
@@ -29,9 +30,19 @@ int report(const Ranks& ranks, Log& log, const std::string& what, ExitCode code,
   return exit_code;
 }
 
+/// The trace of a run that failed, where all ranks are here to write it.
+void keep_trace(const Trace* trace, const CommandLine& line, const Ranks& ranks, Log& log) {
+  try {
+    write_trace(trace, line.trace, ranks);
+  } catch (const Error& error) {
+    if (ranks.is_root()) log.warn(std::string("no trace: ") + error.what());
+  }
+}
+
 int run(const CommandLine& line, const std::optional<UserError>& mistake) {
   Ranks ranks(MPI_COMM_WORLD);
   Log log(ranks.rank(), ranks.is_root());
+  std::unique_ptr<Trace> trace;
   try {
     if (mistake) throw CollectiveError(mistake->what(), mistake->exit_code());
     Config config;
@@ -39,9 +50,12 @@ int run(const CommandLine& line, const std::optional<UserError>& mistake) {
     ranks.on_root(read);  // first there, so that a mistake is told once
     ranks.on_all(read);
     if (config.device.type == DeviceType::cuda && computes(line.command)) ranks.use_device(open_device(ranks));
-    run_command(line, config, ranks, log);
+    trace = start_trace(line.trace, ranks);
+    run_command(line, config, ranks, log, trace.get());
+    write_trace(trace.get(), line.trace, ranks);
     return static_cast<int>(ExitCode::success);
   } catch (const Error& error) {
+    if (error.collective() || ranks.size() == 1) keep_trace(trace.get(), line, ranks, log);
     return report(ranks, log, error.what(), error.exit_code(), error.collective());
   } catch (const std::bad_alloc&) {
     return report(ranks, log, "out of memory", ExitCode::failure, false);

@@ -11,6 +11,7 @@
 #include "hcsmoe/checkpoint.h"
 #include "hcsmoe/families.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/trace.h"
 
 namespace hcsmoe {
 
@@ -44,6 +45,6 @@ struct AssemblySummary {
 /// progress(bytes): called on this rank as bytes of safetensors files are written; over all ranks they add up to AssemblySummary::bytes.
 AssemblySummary assemble(const Ranks&, const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes,
                          const std::filesystem::path& work, const std::filesystem::path& output,
-                         const std::function<void(uint64_t)>& progress);
+                         const std::function<void(uint64_t)>& progress, Trace* trace = nullptr);
 
 }  // namespace hcsmoe

@@ -2,12 +2,14 @@
 // The commands: what the program does with a configuration, each on all ranks together. docs/architecture.md shows their flow.
 
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "hcsmoe/config.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/trace.h"
 
 namespace hcsmoe {
 
@@ -18,13 +20,19 @@ struct CommandLine {
   std::vector<std::string> overrides;  // "key.path=value" of each --set, in order
   /// --plan. apply: at most one; none: WORK/plan.json. evaluate: plans to measure without making them.
   std::vector<std::filesystem::path> plans;
-  bool all = false;  // collect: every statistic, whatever the method needs
+  bool all = false;             // collect: every statistic, whatever the method needs
+  std::filesystem::path trace;  // --trace: the file; empty: none
 };
 
 /// Whether a command runs the model, on whatever device.type says. The others need no GPU.
 inline bool computes(Command command) { return command != Command::inspect && command != Command::plan; }
 
-/// Collective. Throws what goes wrong; main prints it and chooses the exit code.
-void run_command(const CommandLine&, const Config&, const Ranks&, Log&);
+/// Collective. Throws what goes wrong; main prints it and chooses the exit code. trace: may be null.
+void run_command(const CommandLine&, const Config&, const Ranks&, Log&, Trace* trace);
+
+/// A trace whose clock starts at one moment on all ranks; null where `file` is empty. UserError: the file cannot be written. Collective.
+std::unique_ptr<Trace> start_trace(const std::filesystem::path& file, const Ranks&);
+/// All ranks' events as one file, which appears complete or not at all. Nothing where trace is null. Collective.
+void write_trace(const Trace* trace, const std::filesystem::path& file, const Ranks&);
 
 }  // namespace hcsmoe

@@ -19,6 +19,7 @@
 #include "hcsmoe/families.h"
 #include "hcsmoe/ranks.h"
 #include "hcsmoe/statistics.h"
+#include "hcsmoe/trace.h"
 #include "hcsmoe/weight_stream.h"
 
 namespace hcsmoe {
@@ -31,6 +32,7 @@ struct Compute {
   at::ScalarType dtype = at::kFloat;  // of matrix products: float32 or bfloat16, accumulated in float32
   int threads = 1;
   int cores = 1;            // that this rank may run on
+  Trace* trace = nullptr;   // where its time goes; null: nobody asked
   uint64_t read_ahead = 0;  // bytes of weights on this node (StreamOptions)
   /// Where hidden states, sums and the weights in use are. What it computes with goes along: which kernels, and the rows of a product over
   /// all tokens and over the tokens of one expert, which are the same on every rank.

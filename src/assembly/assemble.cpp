@@ -167,7 +167,8 @@ void check_output_folder(const Checkpoint& checkpoint, const std::vector<OutputF
 }
 
 AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const ModelDescription& model, int64_t experts_kept,
-                         int64_t max_shard_bytes, const fs::path& work, const fs::path& output_as_given, const Written& progress) {
+                         int64_t max_shard_bytes, const fs::path& work, const fs::path& output_as_given, const Written& progress,
+                         Trace* trace) {
   const fs::path output = without_slash(output_as_given);
   const fs::path partial = output.string() + ".partial";
   const fs::path parent = output.has_parent_path() ? output.parent_path() : ".";
@@ -177,6 +178,7 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
   OtherFiles others;
   ranks.on_root([&] { refuse_existing(output); });
   ranks.on_all([&] {
+    const Span span(trace, Activity::reading, "check shards");
     files = output_layout(checkpoint, model, experts_kept, max_shard_bytes);
     others = other_files(checkpoint);
     const std::vector<int64_t> layers = model.moe_layers();
@@ -197,11 +199,14 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
     for (size_t first = 0; first < files.size(); first += round) {
       ranks.on_all([&] {
         for (size_t i = first; i < std::min(first + round, files.size()); ++i) {
-          if (ranks.owner_of(static_cast<int64_t>(i)) == ranks.rank()) write_output_file(checkpoint, work, files[i], partial, written);
+          if (ranks.owner_of(static_cast<int64_t>(i)) != ranks.rank()) continue;
+          const Span span(trace, Activity::writing, "output file");
+          write_output_file(checkpoint, work, files[i], partial, written);
         }
       });
     }
     ranks.on_root([&] {
+      const Span span(trace, Activity::writing, "other files");
       if (files.size() > 1) write_text(partial / index_name, index_text(checkpoint, files));
       write_text(partial / "config.json", config_text(checkpoint, model, experts_kept));
       for (const OtherFiles::File& file : others.copied) copy_whole(file.path, partial);

@@ -2,7 +2,7 @@
 
 namespace hcsmoe {
 
-Background::Background(size_t most_waiting) : most_waiting_(most_waiting), thread_([this] { work(); }) {}
+Background::Background(Trace* trace, size_t most_waiting) : most_waiting_(most_waiting), thread_([this, trace] { work(trace); }) {}
 
 Background::~Background() {
   {
@@ -33,7 +33,8 @@ void Background::wait() {
   if (error_) std::rethrow_exception(error_);
 }
 
-void Background::work() {
+void Background::work(Trace* trace) {
+  if (trace) trace->name_thread("writer");
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [&] { return end_ || (!waiting_.empty() && !error_); });

@@ -9,11 +9,14 @@
 #include <mutex>
 #include <thread>
 
+#include "hcsmoe/trace.h"
+
 namespace hcsmoe {
 
 class Background {
  public:
-  explicit Background(size_t most_waiting = 2);
+  /// trace: where its thread is named; may be null.
+  explicit Background(Trace* trace = nullptr, size_t most_waiting = 2);
   ~Background();  // drops what has not started, waits for what has
   Background(const Background&) = delete;
   /// Blocks while the queue is full. The task must not use MPI.
@@ -24,7 +27,7 @@ class Background {
   void wait();
 
  private:
-  void work();
+  void work(Trace*);
   const size_t most_waiting_;
   std::mutex mutex_;
   std::condition_variable changed_;

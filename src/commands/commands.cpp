@@ -13,8 +13,10 @@ namespace {
 std::filesystem::path plan_file(const Config& config) { return config.work / "plan.json"; }
 
 void save_in_background(Background& background, const Job& job, const ExpertStatistics& statistics) {
-  background.submit(
-      [&job, statistics] { save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin); });
+  background.submit([&job, statistics] {
+    const Span span(job.trace, Activity::writing, "statistics", statistics.layer);
+    save_statistics(statistics_file(job.config.work, statistics.layer), statistics, job.summary.origin);
+  });
 }
 
 }  // namespace
@@ -44,6 +46,7 @@ Plan plan_from_statistics(Job& job) {
   Plan plan{job.config.compression, {}, {}};
   std::string text;
   job.summary.stage("plan", [&] {
+    const Span span(job.trace, Activity::clustering, "plan");
     job.ranks.on_root([&] {
       for (const int64_t layer : job.model.moe_layers()) {
         const auto file = statistics_file(job.config.work, layer);
@@ -147,7 +150,7 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
                         const std::optional<Plan>& plan) {
   Plan made{plan ? plan->recipe : job.config.compression, job.summary.origin, {}};
   const bool chooses = made.recipe.method == "auto";
-  Background background;
+  Background background(job.trace);
   ShardMaker shards(job, compute, made.recipe, background);
   job.ranks.on_all([&] { make_folder(job.config.work / "statistics"); });
   sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
@@ -156,6 +159,7 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
     const at::Tensor sample = on_file ? sampled_input(job, index, made.recipe.merge) : pass.statistics.sample_input;
     if (plan) return shards.make(plan->layers[static_cast<size_t>(pass.moe_layer)], sample, &pass);
     std::vector<LayerPlan> candidates;
+    std::optional<Span> span(std::in_place, job.trace, Activity::clustering, "plan", index);
     job.ranks.on_root([&] {
       const ExpertStatistics statistics = wanted ? pass.statistics : load_statistics(statistics_file(job.config.work, index));
       if (wanted) save_in_background(background, job, statistics);
@@ -165,6 +169,7 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
       }
     });
     candidates = broadcast_plans(job, candidates);
+    span.reset();
     if (chooses) {
       made.layers.push_back(shards.make_best(candidates, sample, pass));
     } else {
@@ -183,7 +188,7 @@ void run(Job& job) {
   check_exportable(job, job.config.compression);
   check_output(job, job.experts_kept());
   open_work(job);
-  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  const Compute compute = choose_compute(job);
   describe(job, compute);
   job.summary.recipe = job.config.compression;
   const at::Tensor ids = prepare_calibration(job, compute);
@@ -205,7 +210,7 @@ void run(Job& job) {
 
 void collect(Job& job) {
   open_work(job);
-  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  const Compute compute = choose_compute(job);
   describe(job, compute);
   const at::Tensor ids = prepare_calibration(job, compute);
   const auto wanted = statistics_to_collect(job, job.line.all ? StatisticSet::all() : statistics_needed(job.config.compression));
@@ -214,7 +219,7 @@ void collect(Job& job) {
     return;
   }
   job.ranks.on_root([&] { make_folder(job.config.work / "statistics"); });
-  Background background;
+  Background background(job.trace);
   sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
     job.ranks.on_root([&] {
       save_in_background(background, job, pass.statistics);
@@ -258,7 +263,7 @@ void apply(Job& job) {
   job.summary.recipe = plan.recipe;
   job.summary.origin.calibration = plan.origin.calibration;
   job.summary.origin.dtype = plan.origin.dtype;
-  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  const Compute compute = choose_compute(job);
   if (!needs_tokens(plan.recipe) || shards_are_valid(job, plan)) {
     write_shards(job, compute, plan);
   } else {

@@ -77,7 +77,7 @@ void evaluate_before_and_after(Job& job, const Compute& compute) {
 
 void evaluate(Job& job) {
   open_work(job);
-  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  const Compute compute = choose_compute(job);
   describe(job, compute);
   std::vector<EvaluatedModel> models;
   std::vector<MeasuredModel> entries;

@@ -41,7 +41,7 @@ std::string padded(std::string text, size_t width) {
 }  // namespace
 
 void inspect(Job& job) {
-  const Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  const Compute compute = choose_compute(job);
   if (job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0) check_budget(job);
   job.ranks.on_root([&] {
     const ModelDescription& m = job.model;

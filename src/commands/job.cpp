@@ -20,8 +20,8 @@ uint64_t free_bytes(std::filesystem::path folder) {
 
 }  // namespace
 
-void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log) {
-  Job job = open_job(line, config, ranks, log);
+void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace) {
+  Job job = open_job(line, config, ranks, log, trace);
   switch (line.command) {
     case Command::run:
       return run(job);
@@ -38,7 +38,8 @@ void run_command(const CommandLine& line, const Config& config, const Ranks& ran
   }
 }
 
-Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log) {
+Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace) {
+  const Span span(trace, Activity::reading, "headers");
   std::optional<Checkpoint> checkpoint;
   std::optional<ModelDescription> model;
   const auto open = [&] {
@@ -49,7 +50,7 @@ Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, 
   ranks.on_root(open);
   ranks.on_all(open);
   ranks.require_same("the checkpoint " + config.model.string(), checkpoint->tensor_lines());
-  Job job{line, config, ranks, log, std::move(*checkpoint), std::move(*model), {}};
+  Job job{line, config, ranks, log, trace, std::move(*checkpoint), std::move(*model), {}};
   Summary& summary = job.summary;
   summary.command = to_string(line.command);
   summary.moe_layers = static_cast<int64_t>(job.model.moe_layers().size());
@@ -60,6 +61,12 @@ Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, 
   ranks.broadcast(fingerprint, 0);
   summary.origin.checkpoint = fingerprint;
   return job;
+}
+
+Compute choose_compute(const Job& job) {
+  Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
+  compute.trace = job.trace;
+  return compute;
 }
 
 void open_work(Job& job) {
@@ -106,11 +113,13 @@ void write_output(Job& job, int64_t experts_kept) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < layout.size(); i += static_cast<size_t>(job.ranks.size())) bytes += layout[i].bytes;
     Progress progress(job.log, "assembly", static_cast<int64_t>(bytes), "B", "B");
-    const AssemblySummary done = assemble(job.ranks, job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes,
-                                          job.config.work, job.config.output, [&](uint64_t n) {
-                                            progress.step(static_cast<int64_t>(n));
-                                            progress.add_detail(static_cast<double>(n));
-                                          });
+    const AssemblySummary done = assemble(
+        job.ranks, job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes, job.config.work, job.config.output,
+        [&](uint64_t n) {
+          progress.step(static_cast<int64_t>(n));
+          progress.add_detail(static_cast<double>(n));
+        },
+        job.trace);
     job.summary.output_bytes = done.bytes;
     job.summary.left_out = done.left_out;
     job.summary.output = job.config.output.string();

@@ -21,6 +21,7 @@
 #include "hcsmoe/ranks.h"
 #include "hcsmoe/reconstruction.h"
 #include "hcsmoe/shards.h"
+#include "hcsmoe/trace.h"
 
 namespace hcsmoe {
 
@@ -29,6 +30,7 @@ struct Job {
   const Config& config;
   const Ranks& ranks;
   Log& log;
+  Trace* trace;  // null: nobody asked
   Checkpoint checkpoint;
   ModelDescription model;
   Summary summary;
@@ -37,7 +39,9 @@ struct Job {
 };
 
 /// Opens and describes the checkpoint on every rank (rank 0 first, whose message is the one printed) and fingerprints it.
-Job open_job(const CommandLine&, const Config&, const Ranks&, Log&);
+Job open_job(const CommandLine&, const Config&, const Ranks&, Log&, Trace*);
+/// What the configuration asks for, with the job's trace.
+Compute choose_compute(const Job&);
 /// Creates WORK and starts the log file there.
 void open_work(Job&);
 /// UserError unless top-k <= K <= E.

@@ -28,6 +28,7 @@ Tensors named(const ModelDescription& model, int64_t layer, const SparseBlock& b
 }
 
 void write_shard(const Job& job, int64_t layer, const ShardOrigin& origin, const std::function<void(const TensorSink&)>& tensors) {
+  const Span span(job.trace, Activity::writing, "shard", layer);
   ShardWriter writer(shard_file(job.config.work, layer), layer, origin);
   tensors([&](const std::string& name, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
     writer.write(name, dtype, shape, bytes);
@@ -111,7 +112,7 @@ void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, co
     finish(layer, origin, !valid, std::move(block), std::move(report));
     return;
   }
-  const LayerUnits units = align_layer(job_.checkpoint, job_.model, layer, recipe_.merge, sample_input, job_.ranks);
+  const LayerUnits units = aligned(layer, sample_input);
   const bool mine = job_.ranks.owner_of(layer.layer) == job_.ranks.rank();
   job_.ranks.on_all([&] {
     if (mine) {
@@ -174,15 +175,24 @@ BlockTokens ShardMaker::tokens_of(int64_t layer, const LayerPass& pass) {
   return {compressed_->block_input().cpu(), pass.layers.hidden().sub(compressed_->hidden()).cpu(), pass.share.groups};
 }
 
+LayerUnits ShardMaker::aligned(const LayerPlan& layer, const at::Tensor& sample_input) const {
+  const Span span(job_.trace, Activity::computing, "align", layer.layer);
+  return align_layer(job_.checkpoint, job_.model, layer, recipe_.merge, sample_input, job_.ranks);
+}
+
 SparseBlock ShardMaker::reconstructed(const LayerPlan& layer, const at::Tensor& sample_input, const BlockTokens& tokens, int64_t rounds,
                                       ReconstructionReport& report) {
-  const LayerUnits units = align_layer(job_.checkpoint, job_.model, layer, recipe_.merge, sample_input, job_.ranks);
+  const LayerUnits units = aligned(layer, sample_input);
   SparseBlock block;
-  job_.ranks.on_all([&] { block = merged_block(job_.checkpoint, job_.model, layer, units, compute_.device); });
+  job_.ranks.on_all([&] {
+    const Span span(job_.trace, Activity::computing, "merge", layer.layer);
+    block = merged_block(job_.checkpoint, job_.model, layer, units, compute_.device);
+  });
   const at::Tensor router = job_.checkpoint.tensor(tensor_name(job_.model.names.router, layer.layer));  // [E, D]
   Recipe recipe = recipe_;
   recipe.rounds = rounds;
   const RoutingRule rule = layer_routing(job_.checkpoint, job_.model, layer.layer);
+  const Span span(job_.trace, Activity::reconstructing, "reconstruction", layer.layer);
   return reconstruct(tokens, {layer, rule, router, recipe}, std::move(block), compute_, job_.ranks, report);
 }
 
@@ -199,7 +209,7 @@ void ShardMaker::finish(const LayerPlan& layer, const ShardOrigin& origin, bool 
 }
 
 bool shards_are_valid(Job& job, const Plan& plan) {
-  Background background;
+  Background background(job.trace);
   ShardMaker shards(job, {}, plan.recipe, background);
   const Merge merge = plan.recipe.merge;
   bool valid = true;
@@ -213,7 +223,7 @@ void write_shards(Job& job, const Compute& compute, const Plan& plan) {
   const Merge merge = plan.recipe.merge;
   job.summary.stage("merge", [&] {
     Progress progress(job.log, "merge", static_cast<int64_t>(plan.layers.size()), "layers");
-    Background background;  // a layer is merged while all ranks align the next
+    Background background(job.trace);  // a layer is merged while all ranks align the next
     ShardMaker shards(job, compute, plan.recipe, background);
     for (const LayerPlan& layer : plan.layers) {
       shards.make(layer, aligns(merge) ? sampled_input(job, layer.layer, merge) : at::Tensor(), nullptr);

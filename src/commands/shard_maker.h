@@ -30,6 +30,7 @@ class ShardMaker {
  private:
   /// What the layer's shard is made from.
   ShardOrigin origin_of(const LayerPlan&, const at::Tensor& sample_input);
+  LayerUnits aligned(const LayerPlan&, const at::Tensor& sample_input) const;
   /// The layer's block input and target on this rank's tokens. To be asked once a layer.
   BlockTokens tokens_of(int64_t layer, const LayerPass&);
   SparseBlock reconstructed(const LayerPlan&, const at::Tensor& sample_input, const BlockTokens&, int64_t rounds, ReconstructionReport&);

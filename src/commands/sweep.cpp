@@ -18,6 +18,7 @@ namespace hcsmoe {
 at::Tensor prepare_calibration(Job& job, const Compute& compute) {
   at::Tensor ids;
   job.summary.stage("calibration", [&] {
+    const Span span(job.trace, Activity::reading, "calibration text");
     const auto file = job.config.work / "calibration.npy";
     job.ranks.on_root([&] {
       write_npy(file, calibration_ids(job.config.calibration, job.config.model, job.model.vocabulary));
@@ -130,11 +131,21 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::o
         layers.begin_layer();
         if (wanted) {
           sums->clear();
-          if (samples) statistics.sample_input = gather_sample(layers.block_input(), share.groups.first_token, sampled, job.ranks);
-          collect_sample_statistics(statistics, *wanted, job.checkpoint, job.model, compute, job.ranks);
-          collect_weight_statistics(statistics, *wanted, job.checkpoint, job.model, job.ranks);
+          if (samples) {
+            const Span span(job.trace, Activity::reducing, "sampled tokens", layer);
+            statistics.sample_input = gather_sample(layers.block_input(), share.groups.first_token, sampled, job.ranks);
+          }
+          {
+            const Span span(job.trace, Activity::computing, "statistics of the sample and the weights", layer);
+            collect_sample_statistics(statistics, *wanted, job.checkpoint, job.model, compute, job.ranks);
+            collect_weight_statistics(statistics, *wanted, job.checkpoint, job.model, job.ranks);
+          }
           layers.finish_layer(&*sums);
-          sums->all_reduce(job.ranks);
+          {
+            const Span span(job.trace, Activity::reducing, "sums", layer);
+            sums->all_reduce(job.ranks);
+          }
+          const Span span(job.trace, Activity::computing, "output sums", layer);
           statistics = finish_statistics(*sums, std::move(statistics), job.checkpoint, job.model, job.ranks);
         } else {
           layers.finish_layer();

@@ -38,6 +38,7 @@ Options:
   --all                  collect: every statistic that any method needs; without it, those of the configured one
   --plan FILE            apply: the plan to apply; without it, the work folder's plan.json
                          evaluate: a plan to measure beside the model; may be given several times
+  --trace FILE           every command but inspect: where the time of each rank goes, in Chrome's trace format (chrome://tracing, Perfetto)
   --version              prints the version
   -h, --help             prints this
 
@@ -68,6 +69,7 @@ bool speaks_before_mpi() {
 bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLine& line) {
   std::vector<std::string> words;
   std::vector<std::string> plans;
+  std::string trace;
   CLI::App app;
   app.formatter_fn([](const CLI::App*, std::string, CLI::AppFormatMode) { return std::string(help); });
   app.set_version_flag("--version", "hcsmoe_dist " HCSMOE_VERSION);
@@ -75,6 +77,7 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   app.add_option("--set", line.overrides, "key.path=value")->allow_extra_args(false);
   app.add_option("--plan", plans, "FILE")->allow_extra_args(false);
   app.add_flag("--all", line.all);
+  app.add_option("--trace", trace, "FILE")->allow_extra_args(false);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // help or version
@@ -102,7 +105,11 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   }
   if (plans.size() > 1 && line.command == Command::apply) throw mistake("'apply' takes one --plan");
   if (line.all && line.command != Command::collect) throw mistake("--all belongs to the command 'collect'");
+  if (app.count("--trace") > 0 && trace.empty()) throw mistake("--trace needs the name of a file");
+  if (!trace.empty() && line.command == Command::inspect)
+    throw mistake("--trace belongs to commands that run: 'inspect' only computes figures");
   line.plans.assign(plans.begin(), plans.end());
+  line.trace = trace;
   return true;
 }
 

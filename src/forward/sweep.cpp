@@ -37,7 +37,7 @@ LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& 
       sequences(std::move(sequences_)),
       first_row{0},
       stream(std::move(stream_)),
-      weights(*stream, compute_.dtype, compute_.device),
+      weights(*stream, compute_.dtype, compute_.device, compute_.trace),
       thread_gate(static_cast<size_t>(compute_.threads)),
       thread_up(static_cast<size_t>(compute_.threads)),
       thread_out(static_cast<size_t>(compute_.threads)),
@@ -46,6 +46,7 @@ LayerSweep::State::State(const Checkpoint& checkpoint_, const ModelDescription& 
 }
 
 void LayerSweep::State::embed() {
+  const Span span(compute.trace, Activity::computing, "embedding");
   const int64_t D = model.hidden_size;
   at::Tensor rows = at::empty({tokens(), D}, at::kFloat);             // only these go to the device, not the table
   const at::Tensor table = checkpoint.tensor(model.names.embedding);  // [V, D]
@@ -103,12 +104,20 @@ void LayerSweep::begin_layer() {
   State& state = *state_;
   if (state.begun) throw Error("layer " + std::to_string(state.layer) + " has begun already");
   state.begun = true;
-  state.stream->begin_layer(state.layer);
+  {
+    const Span span(state.compute.trace, Activity::reading, "wait for the weights", state.layer);
+    state.stream->begin_layer(state.layer);
+  }
   SweepFigures& figures = state.figures;
   Stopwatch watch;
-  state.model.latent ? state.latent_attention() : state.attention();
+  {
+    const Span span(state.compute.trace, Activity::computing, "attention", state.layer);
+    state.model.latent ? state.latent_attention() : state.attention();
+  }
   figures.attention_seconds += watch.seconds();
-  if (!state.model.layer[static_cast<size_t>(state.layer)].moe) return state.dense_block();
+  const bool moe = state.model.layer[static_cast<size_t>(state.layer)].moe;
+  const Span span(state.compute.trace, Activity::computing, moe ? "shared expert" : "dense block", state.layer);
+  if (!moe) return state.dense_block();
   const double before = figures.operations;
   state.sparse_input();
   state.shared_expert();
@@ -124,6 +133,7 @@ void LayerSweep::finish_layer(StatisticsAccumulator* statistics, const SparseBlo
     SweepFigures& figures = state.figures;
     const double before = figures.operations;
     Stopwatch watch;
+    const Span span(state.compute.trace, Activity::computing, "routed experts", state.layer);
     state.routed_experts(statistics, instead);
     figures.block_operations += figures.operations - before;
     figures.block_seconds += watch.seconds();

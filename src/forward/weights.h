@@ -10,16 +10,17 @@
 #include <vector>
 
 #include "forward/products.h"
+#include "hcsmoe/trace.h"
 #include "hcsmoe/weight_stream.h"
 
 namespace hcsmoe {
 
 class Weights {
  public:
-  Weights(const WeightStream& stream, at::ScalarType dtype, at::Device device)
-      : find_([&](const std::string& name) { return stream.tensor(name); }), dtype_(dtype), device_(device) {}
-  Weights(const Checkpoint& checkpoint, at::ScalarType dtype, at::Device device)
-      : find_([&](const std::string& name) { return checkpoint.tensor(name); }), dtype_(dtype), device_(device) {}
+  Weights(const WeightStream& stream, at::ScalarType dtype, at::Device device, Trace* trace = nullptr)
+      : find_([&](const std::string& name) { return stream.tensor(name); }), dtype_(dtype), device_(device), trace_(trace) {}
+  Weights(const Checkpoint& checkpoint, at::ScalarType dtype, at::Device device, Trace* trace = nullptr)
+      : find_([&](const std::string& name) { return checkpoint.tensor(name); }), dtype_(dtype), device_(device), trace_(trace) {}
 
   /// Valid until the next get with the same slot.
   at::Tensor get(const std::string& name, const std::string& slot) { return get(name, slot, dtype_); }
@@ -34,6 +35,7 @@ class Weights {
   std::function<at::Tensor(const std::string&)> find_;
   at::ScalarType dtype_;
   at::Device device_;
+  Trace* trace_;
   std::map<std::string, Buffer> buffers_;
 };
 

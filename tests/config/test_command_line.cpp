@@ -57,6 +57,14 @@ TEST(CommandLineTest, EveryCommand) {
   }
 }
 
+TEST(CommandLineTest, Trace) {
+  EXPECT_EQ(read({"config.yaml", "--trace", "out.json"}).line.trace, "out.json");
+  EXPECT_TRUE(read({"config.yaml"}).line.trace.empty());
+  expect_refused({"config.yaml", "--trace"}, "--trace");
+  expect_refused({"config.yaml", "--trace", ""}, "--trace needs the name of a file");
+  expect_refused({"inspect", "config.yaml", "--trace", "out.json"}, "'inspect' only computes figures");
+}
+
 TEST(CommandLineTest, CollectAll) {
   EXPECT_TRUE(read({"collect", "config.yaml", "--all"}).line.all);
   EXPECT_FALSE(read({"collect", "config.yaml"}).line.all);
