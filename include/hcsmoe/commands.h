@@ -20,8 +20,9 @@ struct CommandLine {
   std::vector<std::string> overrides;  // "key.path=value" of each --set, in order
   /// --plan. apply: at most one; none: WORK/plan.json. evaluate: plans to measure without making them.
   std::vector<std::filesystem::path> plans;
-  bool all = false;             // collect: every statistic, whatever the method needs
-  std::filesystem::path trace;  // --trace: the file; empty: none
+  bool all = false;                  // collect: every statistic, whatever the method needs
+  std::filesystem::path trace;       // --trace: the file; empty: none
+  std::vector<std::string> machine;  // inspect: "rate=number" of each --machine
 };
 
 /// Whether a command runs the model, on whatever device.type says. The others need no GPU.

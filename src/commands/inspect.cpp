@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 
 #include "commands/job.h"
 #include "hcsmoe/assembly.h"
+#include "hcsmoe/cost.h"
 #include "hcsmoe/merging.h"
 #include "hcsmoe/reconstruction.h"
 #include "hcsmoe/sample.h"
@@ -38,12 +40,46 @@ std::string padded(std::string text, size_t width) {
   return text;
 }
 
+using PrintLine = std::function<void(const std::string& name, const std::string& value)>;
+
+void print_cost(const Job& job, const Machine& machine, double bytes_a_weight, const PrintLine& line) {
+  const auto& calibration = job.config.calibration;
+  Workload work{calibration.sequences, calibration.length,    job.experts_kept(), statistics_needed(job.config.compression),
+                calibration.sample,    job.config.compression};
+  const ModelSizes sizes = sizes_of(job.model, static_cast<double>(job.checkpoint.total_bytes()), bytes_a_weight);
+  const Cost cost = cost_of(sizes, work);
+  const RunEstimate times = estimate(sizes, cost, machine);
+  const auto operations = [](double n) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.3g TFLOP", n / 1e12);
+    return std::string(text);
+  };
+  std::printf("\non %s, without evaluation (docs/performance.md)\n", machine_text(machine).c_str());
+  const double reconstruction = cost.reconstruction_operations + cost.factorisations;
+  line("  products", operations(cost.sweep_operations + cost.sample_operations) + " of statistics" +
+                         (reconstruction > 0 ? ", " + operations(reconstruction) + " of reconstruction" : ""));
+  line("  read, copied, broadcast", format_bytes(cost.read_bytes));
+  line("  reduced", format_bytes(cost.reduced_bytes));
+  line("  written", format_bytes(cost.shard_bytes) + " of shards, " + format_bytes(cost.output_bytes) + " of output");
+  std::string parts;
+  for (const StageTime& stage : times.sweep) {
+    if (stage.seconds > 0) parts += (parts.empty() ? "" : ", ") + stage.resource + " " + format_duration(stage.seconds);
+  }
+  line("  sweep", format_duration(times.sweep_seconds) + ", limited by " + times.limit + " (" + parts + ")");
+  line("  assembly", format_duration(times.assembly_seconds));
+  char ratio[32];
+  std::snprintf(ratio, sizeof ratio, "%.2f", times.total() / times.floor);
+  line("  total", format_duration(times.total()) + ", " + ratio + " of reading and writing once");
+}
+
 }  // namespace
 
 void inspect(Job& job) {
   const Compute compute = choose_compute(job);
   if (job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0) check_budget(job);
   job.ranks.on_root([&] {
+    Machine machine;
+    for (const std::string& rate : job.line.machine) set_rate(machine, rate);
     const ModelDescription& m = job.model;
     const auto& calibration = job.config.calibration;
     const auto line = [](const std::string& name, const std::string& value) {
@@ -153,6 +189,8 @@ void inspect(Job& job) {
          bytes(shards) + " of merged shards, " +
              bytes(static_cast<double>(moe) * 8.0 * static_cast<double>(m.experts) * static_cast<double>(m.hidden_size + m.experts)) +
              " of statistics");
+    const DType& stored = job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype;
+    print_cost(job, machine, static_cast<double>(stored.bytes), line);
   });
 }
 

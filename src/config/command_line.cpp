@@ -38,6 +38,8 @@ Options:
   --all                  collect: every statistic that any method needs; without it, those of the configured one
   --plan FILE            apply: the plan to apply; without it, the work folder's plan.json
                          evaluate: a plan to measure beside the model; may be given several times
+  --machine RATE=NUMBER  inspect: a rate of the machine that it estimates seconds for, in place of that of a node of eight A100; may be given
+                         several times (docs/performance.md lists the rates)
   --trace FILE           every command but inspect: where the time of each rank goes, in Chrome's trace format (chrome://tracing, Perfetto)
   --version              prints the version
   -h, --help             prints this
@@ -77,6 +79,7 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   app.add_option("--set", line.overrides, "key.path=value")->allow_extra_args(false);
   app.add_option("--plan", plans, "FILE")->allow_extra_args(false);
   app.add_flag("--all", line.all);
+  app.add_option("--machine", line.machine, "rate=number")->allow_extra_args(false);
   app.add_option("--trace", trace, "FILE")->allow_extra_args(false);
   try {
     app.parse(argc, argv);
@@ -108,6 +111,7 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   if (app.count("--trace") > 0 && trace.empty()) throw mistake("--trace needs the name of a file");
   if (!trace.empty() && line.command == Command::inspect)
     throw mistake("--trace belongs to commands that run: 'inspect' only computes figures");
+  if (!line.machine.empty() && line.command != Command::inspect) throw mistake("--machine belongs to the command 'inspect'");
   line.plans.assign(plans.begin(), plans.end());
   line.trace = trace;
   return true;

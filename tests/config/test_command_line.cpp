@@ -65,6 +65,12 @@ TEST(CommandLineTest, Trace) {
   expect_refused({"inspect", "config.yaml", "--trace", "out.json"}, "'inspect' only computes figures");
 }
 
+TEST(CommandLineTest, Machine) {
+  const Outcome outcome = read({"inspect", "config.yaml", "--machine", "read=3", "--machine", "ranks=4"});
+  EXPECT_EQ(outcome.line.machine, (std::vector<std::string>{"read=3", "ranks=4"}));
+  expect_refused({"config.yaml", "--machine", "read=3"}, "--machine belongs to the command 'inspect'");
+}
+
 TEST(CommandLineTest, CollectAll) {
   EXPECT_TRUE(read({"collect", "config.yaml", "--all"}).line.all);
   EXPECT_FALSE(read({"collect", "config.yaml"}).line.all);

@@ -27,6 +27,19 @@ def test_inspect_says_what_run_will_do(golden, main_job, tmp_path, name):
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"], "inspect is a dry run"
 
 
+def test_inspect_estimates_the_cost(golden, tmp_path):
+    case = golden(FIRST)
+    config = write_config(tmp_path, case.job(tmp_path / "output"))
+    rates = ["--machine", "ranks=2", "--machine", "read=1e-3", "--machine", "write=5e-4"]  # 1 MB/s and half of it
+    result = run_program([need(PROGRAM), "inspect", config, *rates], timeout=60)
+    assert result.returncode == 0 and "2 ranks of 312 TFLOP/s" in result.stdout and "limited by reading" in result.stdout
+    size = sum(tensor.nbytes for tensor in reference.read_tensors(case.model).values())
+    reading = float(re.search(r"reading ([\d.]+) (ms|s)", result.stdout)[1]) * (1e-3 if "ms" in re.search(r"reading [\d.]+ \w+", result.stdout)[0] else 1)
+    assert abs(reading - size / 1e6) <= 0.01 * reading + 0.1
+    wrong = run_program([need(PROGRAM), "inspect", config, "--machine", "disk=1"], timeout=60)
+    assert wrong.returncode == 2 and "no rate 'disk'" in wrong.stderr and wrong.stdout == ""
+
+
 def test_inspect_needs_neither_calibration_nor_output(golden, tmp_path):
     result = run_job(tmp_path, 2, {"model": str(golden(FIRST).model), "compression": {"experts": 3}}, "inspect")
     assert (result.stdout + result.stderr).count(golden(FIRST).family) < 10, "rank 0 alone speaks"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import DEMO_MODEL
 from conftest import MPI_ENVIRONMENT, job_command, write_config
+from rank_memory import wait_and_watch
 
 LAYERS, HIDDEN, INTERMEDIATE, EXPERTS = 6, 2048, 1408, 60  # Qwen1.5-MoE-A2.7B, with a quarter of its layers
 LAYER_BYTES = EXPERTS * 3 * HIDDEN * INTERMEDIATE * 2
@@ -67,23 +68,6 @@ def make_sparse_checkpoint(folder: Path) -> int:
     return end
 
 
-def anonymous_bytes(process: int) -> dict:
-    """Of every hcsmoe_dist among the descendants of a process: RssAnon by process number."""
-    found, waiting = {}, [process]
-    while waiting:
-        number = waiting.pop()
-        try:
-            for thread in Path(f"/proc/{number}/task").iterdir():
-                waiting += map(int, (thread / "children").read_text().split())
-            status = Path(f"/proc/{number}/status").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        fields = dict(line.split(":", 1) for line in status.splitlines())
-        if fields["Name"].strip() == "hcsmoe_dist" and "RssAnon" in fields:
-            found[number] = int(fields["RssAnon"].split()[0]) * 1024
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_collect_streams(tmp_path, dtype):
@@ -100,12 +84,7 @@ def test_collect_streams(tmp_path, dtype):
     command = job_command(2, write_config(tmp_path, job), "collect")
     with open(tmp_path / "log.txt", "w") as log:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, env=os.environ | MPI_ENVIRONMENT)
-        peak = {}
-        deadline = time.monotonic() + 600
-        while process.poll() is None and time.monotonic() < deadline:
-            for number, held in anonymous_bytes(process.pid).items():
-                peak[number] = max(peak.get(number, 0), held)
-            time.sleep(0.05)
+        peak, _ = wait_and_watch(process, deadline=time.monotonic() + 600)
         if process.poll() is None:
             process.kill()
     assert process.wait() == 0, (tmp_path / "log.txt").read_text()
