@@ -47,11 +47,9 @@ HCSMOE_INLINE void gated_units_body(T* __restrict gate, const T* __restrict up, 
   for (int64_t i = 0; i < n; ++i) store(gated(load(gate[i]), load(up[i])), gate[i]);
 }
 
+constexpr double magic = 6755399441055744.0;
 /// round(x) for |x| < 2^51: x + 1.5 * 2^52 holds it in the low bits of its mantissa.
-HCSMOE_INLINE int64_t nearest(double x) {
-  constexpr double magic = 6755399441055744.0;
-  return std::bit_cast<int64_t>(x + magic) - std::bit_cast<int64_t>(magic);
-}
+HCSMOE_INLINE int64_t nearest(double x) { return std::bit_cast<int64_t>(x + magic) - std::bit_cast<int64_t>(magic); }
 /// round(x * 2^30) for |x| < 2^21.
 HCSMOE_INLINE int64_t units(double x) { return nearest(x * 1073741824.0); }
 constexpr double largest_unit_value = 2097152.0;
@@ -61,7 +59,7 @@ HCSMOE_INLINE bool gated_units_summed_body(T* gate, const T* up, int64_t rows, i
   int bad = 0;
   for (int64_t first = 0; first < width; first += tile) {
     const int64_t n = width - first < tile ? width - first : tile;
-    int64_t total[tile] = {};
+    uint64_t total[tile] = {};  // of the bits that nearest() takes its constant from, once and not for each addend
     for (int64_t r = 0; r < rows; ++r) {
       T* __restrict g = gate + r * width + first;
       const T* __restrict u = up + r * width + first;
@@ -69,10 +67,12 @@ HCSMOE_INLINE bool gated_units_summed_body(T* gate, const T* up, int64_t rows, i
         const float h = gated(load(g[c]), load(u[c]));
         store(h, g[c]);
         bad |= !(std::fabs(h) < static_cast<float>(largest_unit_value));
-        total[c] += units(static_cast<double>(h));
+        total[c] += std::bit_cast<uint64_t>(static_cast<double>(h * 1073741824.0f) + magic);
       }
     }
-    for (int64_t c = 0; c < n; ++c) sums[first + c] += total[c];
+    for (int64_t c = 0; c < n; ++c) {
+      sums[first + c] += static_cast<int64_t>(total[c] - static_cast<uint64_t>(rows) * std::bit_cast<uint64_t>(magic));
+    }
   }
   return bad == 0;
 }

@@ -1,10 +1,16 @@
-// Clustering of one layer: E=256 experts of D=7168 channels (DeepSeek-V3's shape), on one core.
+// Clustering of one layer: E=256 experts of D=7168 channels (DeepSeek-V3's shape), on one core. plan_from_file: all that `plan` does with a
+// layer, from its statistics file to its plan.
+#include <ATen/ops/ones.h>
+#include <ATen/ops/randn.h>
 #include <benchmark/benchmark.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <random>
 #include <vector>
 
 #include "hcsmoe/clustering.h"
+#include "hcsmoe/plan.h"
 
 namespace {
 
@@ -43,6 +49,27 @@ void layer(benchmark::State& state) {
   }
 }
 BENCHMARK(layer)->ArgName("linkage")->DenseRange(0, 3)->Unit(benchmark::kMillisecond);
+
+void plan_from_file(benchmark::State& state) {
+  const auto file = std::filesystem::temp_directory_path() / ("bench_clustering." + std::to_string(::getpid()) + ".h5");
+  const auto doubles = at::TensorOptions().dtype(at::kDouble);
+  hcsmoe::ExpertStatistics statistics;
+  statistics.experts = E;
+  statistics.tokens = 65536;
+  statistics.routed_count = at::ones({E}, at::TensorOptions().dtype(at::kLong));
+  statistics.output_sum = at::randn({E, D}, doubles);
+  statistics.router_logit_gram = at::randn({E, E}, doubles);
+  for (at::Tensor* values : {&statistics.routed_weight_sum, &statistics.router_probability_sum, &statistics.routed_output_norm_sum,
+                             &statistics.weighted_output_norm_sum, &statistics.router_logit_sum}) {
+    *values = at::ones({E}, doubles);
+  }
+  hcsmoe::save_statistics(file, statistics, {});
+  hcsmoe::Recipe recipe;
+  recipe.experts.count = E / 2;
+  for (auto _ : state) benchmark::DoNotOptimize(hcsmoe::plan_layer(hcsmoe::load_statistics(file), recipe));
+  std::filesystem::remove(file);
+}
+BENCHMARK(plan_from_file)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 

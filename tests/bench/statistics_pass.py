@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """The calibration pass against the machine's own matrix products of the same shapes, in one run; or the cost of each statistic.
 
-    HCSMOE_BUILD=build tests/bench/statistics_pass.py [--hidden 512 --experts 60 --width 352] [--dtype bfloat16] [--repeats 5] [--each]
+    HCSMOE_BUILD=build tests/bench/statistics_pass.py [--hidden 512 --experts 60 --width 352 | --shapes qwen] [--dtype bfloat16] [--repeats 5]
+                                                      [--processor-time | --each]
 
 Makes a random Qwen2-MoE checkpoint of these sizes, runs `collect` on it as 1 rank x 2 threads and 2 ranks x 1 thread, and, between the runs,
 times torch's product of the same shapes on 2 threads. Prints tokens/s of the whole sweep, and GFLOP/s of the experts' pass (operations of its
 matrix products over all its time, so everything else counts as lost time) with the ratios, as medians over the repeats, because the machine's
 speed drifts. Attention, which has other shapes, counts in tokens/s only.
+
+--processor-time: instead, one thread's processor time in one process (bench_statistics_pass), in which other work on the machine counts for little.
 
 --each: tokens/s of the whole sweep of 1 rank x 2 threads with each statistic that is collected on request, and with none and all of them.
 """
@@ -33,7 +36,11 @@ parser.add_argument("--sequences", type=int, default=8)
 parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
 parser.add_argument("--repeats", type=int, default=5)
 parser.add_argument("--each", action="store_true")
+parser.add_argument("--processor-time", action="store_true")
+parser.add_argument("--shapes", choices=("qwen",), help="Qwen1.5-MoE-A2.7B's: D=2048 E=60 F=1408, one layer")
 args = parser.parse_args()
+if args.shapes:
+    args.hidden, args.experts, args.width, args.layers = 2048, 60, 1408, 1
 D, E, F, L = args.hidden, args.experts, args.width, args.layers
 dtype = getattr(torch, args.dtype)
 program = os.path.join(os.environ.get("HCSMOE_BUILD", "build"), "hcsmoe_dist")
@@ -75,6 +82,9 @@ with tempfile.TemporaryDirectory() as parent:
     folder = os.path.join(parent, "model")
     os.mkdir(folder)
     make_checkpoint(folder, D, E, F, L, dtype, args.sequences, args.length)
+    if args.processor_time:
+        bench = [os.path.join(os.path.dirname(program), "bench_statistics_pass"), folder, args.sequences, args.length, args.dtype, args.repeats]
+        raise SystemExit(subprocess.run([str(part) for part in bench], env=dict(environment(), OMP_NUM_THREADS="1")).returncode)
     if args.each:
         recipes = {"none": ["method=f-prune"], "output_sum": ["method=hc-smoe"], "token_output_gram": ["method=o-prune"],
                    "output_cka": ["method=dek"], "weight_gram": ["feature=weight"], "weight_cka": ["feature=weight_cka"], "all": ["--all"]}

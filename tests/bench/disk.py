@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Reading and assembly against the disk, in turns: dd on the same files, and dd of as many bytes with fsync.
+
+    HCSMOE_BUILD=build tests/bench/disk.py FOLDER [--layers 2] [--repeats 3]
+
+FOLDER is on the disk to be measured and needs 2.5 times the checkpoint: 1.1 GB a layer of Qwen1.5-MoE-A2.7B's shapes, random values. Before a
+file is read it leaves the page cache (posix_fadvise), so that the disk is read. Reading is that of a sweep without its computing (bench_reading);
+assembly is the stage of `run` in run.json, on shards that are there, with the peak memory that a rank held itself.
+"""
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+
+import torch
+
+from random_checkpoint import environment, make_checkpoint
+from rank_memory import wait_and_watch
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("folder")
+parser.add_argument("--layers", type=int, default=2)
+parser.add_argument("--repeats", type=int, default=3)
+args = parser.parse_args()
+build = os.environ.get("HCSMOE_BUILD", "build")
+folder = os.path.join(os.path.abspath(args.folder), "hcsmoe-disk-bench")
+model, output, scratch = (os.path.join(folder, name) for name in ("model", "output", "scratch"))
+shutil.rmtree(folder, ignore_errors=True)
+os.makedirs(model)
+make_checkpoint(model, 2048, 60, 1408, args.layers, torch.bfloat16, 1, 64)
+weights = os.path.join(model, "model.safetensors")
+
+
+def forget(file):
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def dd(*words):
+    """MB/s."""
+    done = subprocess.run(["dd", "bs=8M", *words], capture_output=True, text=True, check=True, env=dict(os.environ, LC_ALL="C"))
+    size, seconds = re.search(r"(\d+) bytes.* ([\d.e-]+) s,", done.stderr).groups()
+    return float(size) / float(seconds) / 1e6
+
+
+def assembly():
+    shutil.rmtree(output, ignore_errors=True)
+    config = os.path.join(folder, "config.yaml")
+    with open(config, "w") as out:
+        json.dump({"model": model, "output": output, "calibration": {"files": [os.path.join(model, "ids.npy")], "sequences": 1, "length": 64},
+                   "compression": {"method": "hc-smoe", "experts": 30}, "output_shard_size": "500MB"}, out)
+    process = subprocess.Popen(["mpirun", "-np", "2", os.path.join(build, "hcsmoe_dist"), "run", config], env=environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    held, _ = wait_and_watch(process)
+    if process.returncode:
+        raise SystemExit(process.stderr.read())
+    run = json.load(open(os.path.join(output + ".work", "run.json")))
+    return run["bytes"]["output"] / run["seconds"]["assembly"] / 1e6, run["bytes"]["output"], max(held.values())
+
+
+_, size, _ = assembly()  # makes the shards
+read, written = [], []
+for _ in range(args.repeats):
+    forget(weights)
+    by_dd = dd(f"if={weights}", "of=/dev/null")
+    forget(weights)
+    ours = float(subprocess.run([os.path.join(build, "bench_reading"), model], capture_output=True, text=True, check=True).stdout.split()[0])
+    read.append((ours, by_dd, ours / by_dd))
+    by_dd = dd("if=/dev/zero", f"of={scratch}", f"count={size // (8 << 20)}", "conv=fsync")
+    os.remove(scratch)
+    ours, _, held = assembly()
+    written.append((ours, by_dd, ours / by_dd))
+for name, rows in (("reading", read), ("assembly", written)):
+    ours, by_dd, ratio = (statistics.median(column) for column in zip(*rows))
+    print(f"{name:9} {ours:7.0f} MB/s, dd {by_dd:7.0f} MB/s, ratio {ratio:.2f} (" + " ".join(f"{row[2]:.2f}" for row in rows) + ")")
+print(f"a rank that assembled {size / 2e9:.1f} GB from its shards held at most {held / 1e6:.0f} MB itself")
+shutil.rmtree(folder)
