@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A published model's true shapes through the program: time, memory of all ranks together, and where the time goes.
 
-    HCSMOE_BUILD=build tests/bench/large_run.py qwen1.5-moe FOLDER [--command run] [--ranks 2] [--sequences 2 --length 512] [--set key=value ...]
+    HCSMOE_BUILD=build tests/bench/large_run.py qwen1.5-moe FOLDER [--command run] [--layers N] [--ranks 2] [--sequences 2 --length 512] [--set key=value ...]
 
 FOLDER keeps the sparse checkpoint (large_checkpoint.py) for the next time. The output is measured and deleted: what is not a hole there takes
 disk, 15 GB for 30 of 60 experts. Memory is RssAnon, what the process holds itself: mapped weights are the page cache's. Exit code 1 if the
@@ -24,6 +24,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("model", choices=MODELS)
 parser.add_argument("folder")
 parser.add_argument("--command", default="run", choices=("run", "collect"))
+parser.add_argument("--layers", type=int, help="fewer than the model has: memory does not depend on their number")
 parser.add_argument("--ranks", type=int, default=2)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--sequences", type=int, default=2)
@@ -32,11 +33,14 @@ parser.add_argument("--experts", default="0.5")
 parser.add_argument("--limit", type=float, default=6, help="GB of all ranks together")
 parser.add_argument("--set", action="append", default=[], metavar="key=value")
 args = parser.parse_args()
-folder, model = os.path.abspath(args.folder), os.path.join(os.path.abspath(args.folder), args.model)
+name, config = args.model, MODELS[args.model]
+if args.layers:
+    name, config = f"{name}.{args.layers}", config | {"num_hidden_layers": args.layers}
+folder, model = os.path.abspath(args.folder), os.path.join(os.path.abspath(args.folder), name)
 if not os.path.exists(os.path.join(model, "config.json")):
     shutil.rmtree(model, ignore_errors=True)
-    make_large_checkpoint(model, MODELS[args.model])
-run = os.path.join(folder, args.model + ".run")
+    make_large_checkpoint(model, config)
+run = os.path.join(folder, name + ".run")
 shutil.rmtree(run, ignore_errors=True)
 os.makedirs(run)
 job = {"model": model, "output": os.path.join(run, "output"), "work": os.path.join(run, "work"),
@@ -53,7 +57,7 @@ process = subprocess.Popen(command, env=environment())
 of_each, of_all = wait_and_watch(process)
 if process.returncode:
     raise SystemExit(process.returncode)
-print(f"\n{args.model}, {args.command}, {args.ranks} rank(s) x {args.threads} thread(s), {args.sequences} x {args.length} tokens: "
+print(f"\n{name}, {args.command}, {args.ranks} rank(s) x {args.threads} thread(s), {args.sequences} x {args.length} tokens: "
       f"{time.monotonic() - started:.0f} s")
 print(f"RssAnon: ranks {', '.join(f'{held / 1e9:.2f}' for held in of_each.values())} GB, together at most {of_all / 1e9:.2f} GB")
 print_table(os.path.join(run, "trace.json"))
