@@ -44,7 +44,7 @@ struct Workload {
 struct Machine {
   int64_t ranks = 8;
   double half = 312;        // TFLOP/s a rank, dense products of bfloat16
-  double single = 19.5;     // of float32: what reconstruction sums and solves in
+  double single = 19.5;     // of float32: what reconstruction solves in
   double efficiency = 0.6;  // share of these that is reached
   double read = 10;         // GB/s of the node's disks
   double write = 5;
@@ -61,8 +61,9 @@ std::string machine_text(const Machine&);
 struct Cost {
   double sweep_operations = 0;           // attention, routers, experts on all tokens: what run.json calls operations
   double sample_operations = 0;          // outputs of all experts on the sampled tokens
-  double reconstruction_operations = 0;  // docs/reconstruction.md, "Cost"; dealt over the ranks
-  double factorisations = 0;             // of its equations: on every rank the same
+  double reconstruction_operations = 0;  // docs/reconstruction.md, "Cost": products in the type of computation; dealt over the ranks
+  double solving_operations = 0;         // of its equations, in float32; dealt over the ranks
+  double factorisations = 0;             // of its equations, which are waited for on every rank
   double read_bytes = 0;                 // the checkpoint, once
   double reduced_bytes = 0;              // int64 sums, on each rank
   double shard_bytes = 0;                // compressed layers in WORK

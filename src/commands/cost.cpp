@@ -10,19 +10,24 @@
 namespace hcsmoe {
 namespace {
 
-constexpr double most_sampled = 16384;  // tokens whose outputs step 3 computes
-constexpr double training = 0.8;        // of the tokens
-constexpr double block = 2048;          // units of a block of S
-constexpr double ridges = 3;            // tried in a fit of down projections
+// docs/reconstruction.md
+constexpr double most_sampled = 8192, most_sampled_early = 4096;  // tokens whose outputs step 3 computes
+constexpr double training = 0.8, held_out = 0.2;                  // of the tokens
+constexpr double early_share = 0.25, fewest_early = 1024;         // of the tokens that the first round sees, where that leaves enough
+constexpr double block = 512;                                     // units of a block of S
+constexpr double ridges = 3, ridge_outputs = 256;                 // tried in a fit of down projections, on so many outputs
 
 double of(int64_t n) { return static_cast<double>(n); }
 
-/// Multiply-adds of reconstruction in one layer, in units of D x F x N; factorisations apart. docs/reconstruction.md, "Cost".
+/// Multiply-adds of reconstruction in one layer, in units of D x F x N. docs/reconstruction.md, "Cost".
 struct Units {
-  double dealt = 0, factorisations = 0;
-  Units operator*(double times) const { return {dealt * times, factorisations * times}; }
+  double typed = 0;           // products in the type of computation, dealt over the ranks
+  double single = 0;          // products and solutions in float32, dealt
+  double factorisations = 0;  // the longest of those that are made at one time
+  Units operator*(double times) const { return {typed * times, single * times, factorisations * times}; }
   Units& operator+=(const Units& other) {
-    dealt += other.dealt;
+    typed += other.typed;
+    single += other.single;
     factorisations += other.factorisations;
     return *this;
   }
@@ -30,31 +35,50 @@ struct Units {
 
 struct Layer {
   double D, F, K, k, N;
+  double sampled_outputs;  // tokens, of step 3
   double u() const { return std::min(F, block); }
-  double sampled() const { return std::min(1.0, most_sampled / N); }
+  double sampled() const { return std::min(1.0, sampled_outputs / N); }
+  double ridge_share() const { return D > ridge_outputs ? ridges * ridge_outputs / D + 1 : ridges; }
 
-  Units rows_from_members() const { return {96 * K / F + training * D / (2 * F) + 6 * k}; }
-  Units start() const { return {3 * k}; }
-  double down_sums() const { return training * (F / (2 * D) + 1) + 0.2 * ridges + 1; }
-  Units down_solves() const { return {K * ridges * F / N, K * ridges * F * F / (6 * D) / N}; }
-  Units down_visit() const {
-    Units units{k * (2 + down_sums())};
-    units += down_solves();
+  Units trial() const { return {3 * k * held_out}; }
+  Units residual() const { return {3 * k}; }
+  Units rows_from_members() const {
+    Units units{0, 96 * K / F + training * D / (2 * F)};
+    units += trial() * 2;
     return units;
   }
-  Units router_step() const { return {(3 * K + 96 * K / F) * sampled() + 3 * k}; }
+  Units down_fit() const {
+    return {k * (training * (F / (2 * D) + 1) + held_out * ridge_share() + 1), K * ridge_share() * F / N, K * F * F / (6 * D) / N};
+  }
+  Units down_visit() const {
+    Units units{2 * k};
+    units += down_fit();
+    return units;
+  }
+  Units router_step() const {
+    Units units{3 * K * sampled(), 96 * K / F * sampled()};
+    units += trial();
+    return units;
+  }
   Units full_visit() const {
-    const double visit = 3 + training * (2 * u() / D + D / (2 * F)) + 12 * training + 1.2 + 4 + down_sums();
-    const double blocks = F / u(), sides = 4 * u() * u() * D * blocks + 2 * F * D * D;  // two triangular solves each
-    Units units{k * visit + K * (2 * sides + u() * F * D) / (D * F * N),
-                K * (blocks * 8 * u() * u() * u() / 6 + D * D * D / 6) / (D * F * N)};
-    units += down_solves();
+    Units units{k * (3 + 3 * training + training / 2 * (2 * u() / D + D / (2 * F) + 3) + held_out * (1 + 1.5 * 3) + 4),
+                K * (4 * u() + 2 * D + u()) / N, K * std::max(D * D * D, 8 * u() * u() * u()) / 2 / (D * F * N)};
+    units += down_fit();
+    return units;
+  }
+  Units first_steps(bool fits_rows, bool full) const {
+    Units units;
+    if (fits_rows) units += rows_from_members();
+    if (full) {
+      units += residual();
+      units += down_visit();
+    }
     return units;
   }
 
   // int64 sums of one expert.
   double down_reduced() const { return F * F + F * D; }
-  double full_reduced() const { return F / u() * 4 * u() * u() + D * D + 4 * F * D + down_reduced(); }
+  double full_reduced() const { return F / u() * 4 * u() * u() + D * D + 2 * F * D + down_reduced(); }
 };
 
 /// How many candidates of a recipe go through the first steps, and how many through all.
@@ -140,32 +164,37 @@ Cost cost_of(const ModelSizes& m, const Workload& work) {
   cost.output_bytes = m.total_bytes - moe * (E - K) * (m.expert_bytes + m.router_row_bytes);
   if (!needs_tokens(work.recipe)) return cost;
 
-  const Layer layer{D, F, K, k, N};
-  const bool full = work.recipe.reconstruction == Reconstruction::full;
+  const bool full = work.recipe.reconstruction == Reconstruction::full, fits_rows = work.recipe.router == RouterMerge::fitted;
+  const double share = full && N * early_share >= fewest_early ? early_share : 1;
+  const Layer layer{D, F, K, k, N, most_sampled}, early{D, F, K, k, N * share, most_sampled_early};
+  const double rounds = of(work.recipe.rounds);
   const Candidates candidates = work.recipe.method == "auto" ? Candidates{6, 2} : Candidates{};  // four ranked, two of them made
-  Units first = layer.start(), all;
-  double first_reduced = 0, all_reduced = 0;
-  if (work.recipe.router == RouterMerge::fitted) {
-    first += layer.rows_from_members();
-    first_reduced += D * D + K * D;
-  }
-  if (full) {
-    first += layer.down_visit();
-    first_reduced += K * layer.down_reduced();
+  Units first = layer.trial(), all;
+  double first_reduced = (fits_rows ? D * D + K * D : 0) + (full ? K * layer.down_reduced() : 0), all_reduced = 0;
+  first += early.first_steps(fits_rows, full) * share;
+  if (share < 1) {
+    Units round = early.router_step();
+    round += early.residual();
+    round += early.full_visit();
+    first += round * share;
+    first += layer.trial();
+    first_reduced += 60 * K * D + K * layer.full_reduced();
   }
   if (work.recipe.reconstruction != Reconstruction::none) {
-    const double steps = full ? of(work.recipe.rounds) : 1;
-    all += layer.router_step() * steps;
-    all_reduced += steps * 60 * K * D;  // of Adam
+    all += layer.router_step();
+    all_reduced += 60 * K * D;  // of Adam
   }
   if (full) {
-    all += layer.full_visit() * of(work.recipe.rounds);
-    all_reduced += of(work.recipe.rounds) * K * layer.full_reduced();
+    all += layer.residual();
+    all += layer.full_visit() * rounds;
+    all_reduced += rounds * K * layer.full_reduced();
   }
   Units units = first * candidates.first;
   units += all * candidates.all;
-  cost.reconstruction_operations = 2 * moe * D * F * N * units.dealt;
-  cost.factorisations = 2 * moe * D * F * N * units.factorisations;
+  const double operations = 2 * moe * D * F * N;
+  cost.reconstruction_operations = operations * units.typed;
+  cost.solving_operations = operations * units.single;
+  cost.factorisations = operations * units.factorisations;
   cost.reduced_bytes += 8 * moe * (first_reduced * candidates.first + all_reduced * candidates.all);
   if (work.recipe.propagate == Propagate::compressed) cost.reconstruction_operations += 2 * (around + moe * N * D * (K + 3 * k * F));
   return cost;
@@ -178,8 +207,8 @@ RunEstimate estimate(const ModelSizes& m, const Cost& cost, const Machine& machi
   const double read = cost.read_bytes / (machine.read * giga), copied = cost.read_bytes / P / (machine.copy * giga);
   const double broadcast = machine.ranks > 1 ? cost.read_bytes / (machine.broadcast * giga) : 0;
   const double reduced = machine.ranks > 1 ? cost.reduced_bytes / (machine.reduce * giga) : 0;
-  const double computed =
-      (cost.sweep_operations + cost.sample_operations) / P / half + (cost.reconstruction_operations / P + cost.factorisations) / single;
+  const double computed = (cost.sweep_operations + cost.sample_operations + cost.reconstruction_operations) / P / half +
+                          (cost.solving_operations / P + cost.factorisations) / single;
   result.sweep = {{"reading", read},
                   {"copying", copied},
                   {"broadcast", broadcast},

@@ -55,7 +55,7 @@ void print_cost(const Job& job, const Machine& machine, double bytes_a_weight, c
     return std::string(text);
   };
   std::printf("\non %s, without evaluation (docs/performance.md)\n", machine_text(machine).c_str());
-  const double reconstruction = cost.reconstruction_operations + cost.factorisations;
+  const double reconstruction = cost.reconstruction_operations + cost.solving_operations + cost.factorisations;
   line("  products", operations(cost.sweep_operations + cost.sample_operations) + " of statistics" +
                          (reconstruction > 0 ? ", " + operations(reconstruction) + " of reconstruction" : ""));
   line("  read, copied, broadcast", format_bytes(cost.read_bytes));

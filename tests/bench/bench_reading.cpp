@@ -1,5 +1,5 @@
-// Reads a checkpoint as a sweep does, and nothing else: the layer ahead is asked for, then every page of a layer is touched where it is
-// mapped, then it is given back. Prints MB/s. tests/bench/disk.py runs it.
+// Reads a checkpoint as a sweep does, and nothing else: layer by layer from the weight stream, every page of a layer touched where it is
+// mapped. Prints MB/s. tests/bench/disk.py runs it.
 //
 //     bench_reading MODEL
 #include <chrono>
@@ -7,6 +7,7 @@
 
 #include "hcsmoe/checkpoint.h"
 #include "hcsmoe/families.h"
+#include "hcsmoe/weight_stream.h"
 
 using namespace hcsmoe;
 
@@ -17,19 +18,18 @@ int main(int argc, char** argv) {
   }
   const Checkpoint checkpoint = Checkpoint::open(argv[1]);
   const ModelDescription model = describe_model(checkpoint);
-  const auto ask_for = [&](int64_t layer) {
-    for (const std::string& name : layer_tensor_names(model, layer)) checkpoint.will_need(name);
-  };
+  std::vector<std::vector<std::string>> layers;
+  for (int64_t layer = 0; layer < model.layers; ++layer) layers.push_back(layer_tensor_names(model, layer));
   const auto start = std::chrono::steady_clock::now();
   uint64_t read = 0, sum = 0;
-  ask_for(0);
+  const auto stream = stream_weights(checkpoint, layers);
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    if (layer + 1 < model.layers) ask_for(layer + 1);
-    for (const std::string& name : layer_tensor_names(model, layer)) {
-      const std::span<const std::byte> bytes = checkpoint.bytes(name);
-      for (size_t at = 0; at < bytes.size(); at += 4096) sum += static_cast<uint64_t>(bytes[at]);
-      read += bytes.size();
-      checkpoint.done_with(name);
+    stream->begin_layer(layer);
+    for (const std::string& name : layers[static_cast<size_t>(layer)]) {
+      const at::Tensor tensor = stream->tensor(name);
+      const auto* const bytes = static_cast<const uint8_t*>(tensor.const_data_ptr());
+      for (size_t at = 0; at < tensor.nbytes(); at += 4096) sum += bytes[at];
+      read += tensor.nbytes();
     }
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

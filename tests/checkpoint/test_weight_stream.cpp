@@ -306,7 +306,7 @@ TEST_F(WeightStreams, ADeadRankEndsTheOthers) {
   } else {
     const Outcome outcome = pass(options(largest, 1 << 20, milliseconds(1000)));
     EXPECT_FALSE(outcome.user);
-    expect_has(outcome.text, "layer " + std::to_string(ranks.size()) + " from rank 0 has not come within 1");
+    expect_has(outcome.text, "has not come within 1");  // its own layer, which rank 0 does not take, or rank 0's next
     EXPECT_TRUE(link->aborted());
   }
 }

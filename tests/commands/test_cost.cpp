@@ -45,7 +45,7 @@ const ModelSizes deepseek =
               128.0 * (192 + 128), 18432, 2048, 256, 8, 2048, 129280, 1);
 const std::vector<ModelSizes> models = {qwen, mixtral, mixtral_large, deepseek};
 
-Workload workload(const ModelSizes& m, Reconstruction reconstruction, int64_t rounds = 2) {
+Workload workload(const ModelSizes& m, Reconstruction reconstruction, int64_t rounds = 1) {
   Workload work;
   work.kept = m.experts / 2;
   work.statistics = {Statistic::output_sum};
@@ -72,6 +72,7 @@ TEST(Cost, OfATinyModelByHand) {
   EXPECT_EQ(cost.sweep_operations, 2.0 * (3 * 3760 + 9600 + 2 * (2400 + 960 + 8960)));
   EXPECT_EQ(cost.sample_operations, 0);
   EXPECT_EQ(cost.reconstruction_operations, 0);
+  EXPECT_EQ(cost.solving_operations, 0);
   EXPECT_EQ(cost.factorisations, 0);
   EXPECT_EQ(cost.read_bytes, 10000);
   EXPECT_EQ(cost.reduced_bytes, 2 * 8 * (1 + 6 + 2 * (30 + 36 + 24)));
@@ -91,15 +92,16 @@ TEST(Cost, OfATinyModelByHand) {
 TEST(Cost, SecondsByHand) {
   const ModelSizes m{"two layers", 2, 2};
   Cost cost;
-  cost.sweep_operations = 80e12;
+  cost.sweep_operations = 72e12;
   cost.reconstruction_operations = 8e12;
+  cost.solving_operations = 8e12;
   cost.factorisations = 1e12;
   cost.read_bytes = 40e9;
   cost.reduced_bytes = 10e9;
   cost.shard_bytes = 5e9;
   cost.output_bytes = 20e9;
   Machine machine{4, 10, 2, 0.5, 8, 4, 10, 20, 5};
-  // Reading 5 s, copying 40 / 4 / 10 = 1, broadcast 2, computing 80 / 4 / 5 + (8 / 4 + 1) / 1 = 7, reducing 2, shards 1.25.
+  // Reading 5 s, copying 40 / 4 / 10 = 1, broadcast 2, computing (72 + 8) / 4 / 5 + (8 / 4 + 1) / 1 = 7, reducing 2, shards 1.25.
   RunEstimate times = estimate(m, cost, machine);
   std::vector<double> seconds;
   for (const StageTime& stage : times.sweep) seconds.push_back(stage.seconds);
@@ -118,31 +120,32 @@ TEST(Cost, SecondsByHand) {
 }
 
 TEST(Cost, ReconstructionAsItsPageSays) {
-  // docs/reconstruction.md, "Cost": one and two rounds in statistics passes, experts alone.
-  const std::vector<std::pair<double, double>> page = {{1.4, 2.5}, {4.6, 7.9}, {4.5, 7.8}, {0.9, 1.7}};
+  // docs/reconstruction.md, "Cost": one and three rounds in statistics passes, experts alone.
+  const auto all_of = [](const Cost& cost) { return cost.reconstruction_operations + cost.solving_operations + cost.factorisations; };
+  const std::vector<std::pair<double, double>> page = {{1.05, 2.07}, {3.45, 7.10}, {3.43, 7.03}, {0.78, 1.47}};
   double worst = 0;
   for (size_t i = 0; i < models.size(); ++i) {
     const ModelSizes& m = models[i];
     const double pass =
         2 * product({double(m.moe_layers), double(m.hidden), double(m.expert_intermediate), 65536.0, double(2 * m.experts + m.top_k)});
-    for (const int64_t rounds : {1, 2}) {
+    for (const int64_t rounds : {1, 3}) {
       const Cost cost = cost_of(m, workload(m, Reconstruction::full, rounds));
-      const double ratio = (cost.reconstruction_operations + cost.factorisations) / pass;
+      const double ratio = all_of(cost) / pass;
       const double expected = rounds == 1 ? page[i].first : page[i].second;
       worst = std::max(worst, std::abs(ratio - expected));
-      EXPECT_NEAR(ratio, expected, 0.06) << m.name << ", " << rounds << " rounds";
+      EXPECT_NEAR(ratio, expected, 0.006) << m.name << ", " << rounds << " rounds";
     }
   }
-  // `auto` with two and one rounds, and one method with fitted rows, of Qwen1.5-MoE.
+  // `auto` with three and one rounds, and one method with fitted rows, of Qwen1.5-MoE.
   const double pass = 2 * product({24.0, 2048.0, 1408.0, 65536.0, 124.0});
-  for (const auto& [method, rounds, expected] : {std::tuple{"auto", 2, 7.3}, {"auto", 1, 5.1}, {"hc-smoe", 2, 2.7}, {"hc-smoe", 1, 1.6}}) {
+  for (const auto& [method, rounds, expected] : {std::tuple{"auto", 3, 5.57}, {"auto", 1, 3.54}, {"hc-smoe", 3, 2.08}, {"hc-smoe", 1, 1.07}}) {
     Workload work = workload(qwen, Reconstruction::full, rounds);
     work.recipe.method = method;
     work.recipe.router = RouterMerge::fitted;
     const Cost cost = cost_of(qwen, work);
-    const double ratio = (cost.reconstruction_operations + cost.factorisations) / pass;
+    const double ratio = all_of(cost) / pass;
     worst = std::max(worst, std::abs(ratio - expected));
-    EXPECT_NEAR(ratio, expected, 0.06) << method << ", " << rounds << " rounds";
+    EXPECT_NEAR(ratio, expected, 0.006) << method << ", " << rounds << " rounds";
   }
   std::printf("largest difference to the page: %.3f statistics passes\n", worst);
 }
@@ -166,7 +169,7 @@ TEST(Cost, OperationsAreThoseOfASweep) {
     StatisticsAccumulator sums(model.experts, on_all ? model.expert_intermediate : 0);
     while (sweep.next_layer() < model.layers) sweep.run_layer(&sums);
     EXPECT_EQ(sweep.figures().operations, cost_of(sizes, work).sweep_operations);
-    EXPECT_EQ(8.0 * double(model.layers) * double(sums.buffer.size()), cost_of(sizes, work).reduced_bytes);
+    EXPECT_EQ(8.0 * double(model.layers) * double(sums.buffer.numel()), cost_of(sizes, work).reduced_bytes);
   }
 }
 
@@ -205,6 +208,7 @@ TEST(Cost, ThePageHasTheseNumbers) {
   for (const Reconstruction r : {Reconstruction::none, Reconstruction::full}) {
     if (r == Reconstruction::full) {
       line("reconstruction, PFLOP", [&](const ModelSizes& m) { return fixed(costs(m, r).reconstruction_operations / 1e15, 2); });
+      line("solutions in float32, PFLOP", [&](const ModelSizes& m) { return fixed(costs(m, r).solving_operations / 1e15, 3); });
       line("factorisations of every rank, PFLOP", [&](const ModelSizes& m) { return fixed(costs(m, r).factorisations / 1e15, 3); });
       line("reduced with it, GB", [&](const ModelSizes& m) { return fixed(costs(m, r).reduced_bytes / 1e9, 0); });
     }

@@ -28,7 +28,7 @@ int main(int argc, char** argv) {
       link->async_error_at = std::atoi(number);
     ranks.use_device(link);
     try {
-      run_command(line, read_config(line.config, line.overrides, line.command), ranks, log);
+      run_command(line, read_config(line.config, line.overrides, line.command), ranks, log, nullptr);
     } catch (const Error& error) {
       log.error(error.what());
       exit_code = static_cast<int>(error.exit_code());

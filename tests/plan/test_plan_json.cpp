@@ -88,7 +88,7 @@ TEST(PlanJson, SoftPlans) {
 TEST(PlanJson, IsReadable) {
   const std::string expected = R"({
   "format": "hcsmoe-plan/1",
-  "recipe": {"method": "hc-smoe", "experts": 2, "feature": "expert_output", "metric": "cosine", "linkage": "ward", "merge": "frequency", "router": "frequency", "reconstruction": "none", "propagate": "original", "rounds": 2, "init": "farthest", "seed": 42, "max_cluster_size": 0, "candidates": 10000, "protect": []},
+  "recipe": {"method": "hc-smoe", "experts": 2, "feature": "expert_output", "metric": "cosine", "linkage": "ward", "merge": "frequency", "router": "frequency", "reconstruction": "none", "propagate": "original", "rounds": 1, "init": "farthest", "seed": 42, "max_cluster_size": 0, "candidates": 10000, "protect": []},
   "origin": {"checkpoint": "0123abcd", "calibration": "ffee", "dtype": "float32"},
   "layers": [
     {
@@ -167,7 +167,7 @@ TEST(PlanJson, MissingRecipeKeysAreDefaults) {
   const Recipe recipe = plan_from_json(json.dump(), "plan.json").recipe;
   EXPECT_EQ(recipe.reconstruction, Reconstruction::none);
   EXPECT_EQ(recipe.propagate, Propagate::original);
-  EXPECT_EQ(recipe.rounds, 2);
+  EXPECT_EQ(recipe.rounds, 1);
   EXPECT_EQ(recipe.init, Init::farthest);
   EXPECT_EQ(recipe.seed, 42u);
   EXPECT_EQ(recipe.max_cluster_size, 0);

@@ -24,10 +24,11 @@ ReconstructionSize small() {
 
 TEST(ReconstructionMemory, OfASmallBlock) {
   const ReconstructionMemory memory = reconstruction_memory(small());
-  EXPECT_EQ(memory.experts, 2 * 12 * (8 * 2 + 4));                      // 2 experts of 4 x 3
-  EXPECT_EQ(memory.tokens, 3 * 4 * 10 * 4);                             // three float32 [10, 4]
-  EXPECT_EQ(memory.expert_tokens, 4 * 6 * (15 + 6 + 4 + 28));           // five [6, 3], one [6, 6], eight [6, 4]
-  EXPECT_EQ(memory.matrices, 16 * 9 + 4 * 16 + 76 * 12 + 512 * 6 * 2);  // two factors, an iteration, a panel a thread
+  EXPECT_EQ(memory.experts, 2 * 12 * (10 * 2 + 8));  // 2 experts of 4 x 3
+  EXPECT_EQ(memory.tokens,
+            1.25 * 10 * (4 + 4 + 2) * 4 + 2 * 10 * 4);     // [10, 4] twice in float32 and once in bfloat16; a quarter of them, and targets
+  EXPECT_EQ(memory.expert_tokens, 4 * 6 * (15 + 3 + 24));  // five [6, 3], half a [6, 6], six [6, 4]
+  EXPECT_EQ(memory.matrices, 32 * 9 + 48 * 12 + 512 * 6 * 2);  // S, the sides of the step, a panel a thread
   EXPECT_EQ(memory.output_grams, 4 * 10 * (4 + 2 + 4 + 2) + 4 * 10 * (8 + 4 + 3));
   EXPECT_EQ(memory.total(), memory.experts + memory.tokens + memory.expert_tokens + memory.matrices);
 }
@@ -65,13 +66,13 @@ TEST(ReconstructionMemory, CandidatesKeepTheBestBlock) {
 }
 
 TEST(ReconstructionMemory, WideExpertsHaveABlockDiagonalS) {
-  // Mixtral-8x22B: F = 16384 is eight blocks of 2048 units. The Gram matrix of all units is the widest: 24 F^2 + 32 F D.
+  // Mixtral-8x22B: F = 16384 is 32 blocks of 512 units. The Gram matrix of all units is the widest: 36 F^2 + 24 F D.
   ReconstructionSize size = small();
   size.hidden = 6144;
   size.intermediate = 16384;
   size.kept = 4;
   size.threads = 0;
-  EXPECT_EQ(reconstruction_memory(size).matrices, 24.0 * 16384 * 16384 + 32.0 * 16384 * 6144);
+  EXPECT_EQ(reconstruction_memory(size).matrices, 36.0 * 16384 * 16384 + 24.0 * 16384 * 6144);
 }
 
 TEST(ReconstructionMemory, OutputsAreSampled) {
@@ -79,8 +80,8 @@ TEST(ReconstructionMemory, OutputsAreSampled) {
   size.kept = 128;
   size.hidden = 7168;
   size.ranks = 1;
-  size.all_tokens = 1 << 20;  // of which 16384; a chunk is one block of 128, because 128 x 128 x 7168 float32 are more than 256 MiB
-  EXPECT_EQ(reconstruction_memory(size).output_grams, 4.0 * 16385 * (128 * 128 + 128 + 7168 + 2) + 4.0 * 128 * (128.0 * 7168 + 7168 + 3));
+  size.all_tokens = 1 << 20;  // of which 8192; a chunk is one block of 128, because 128 x 128 x 7168 float32 are more than 256 MiB
+  EXPECT_EQ(reconstruction_memory(size).output_grams, 4.0 * 8193 * (128 * 128 + 128 + 7168 + 2) + 4.0 * 128 * (128.0 * 7168 + 7168 + 3));
 }
 
 }  // namespace
