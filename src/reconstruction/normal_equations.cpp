@@ -1,9 +1,9 @@
 #include "reconstruction/normal_equations.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/cholesky_inverse.h>
 #include <ATen/ops/cholesky_solve.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/mm_ops.h>
 
@@ -131,17 +131,18 @@ std::vector<at::Tensor> cholesky_factors(const std::vector<Damped>& matrices, co
   });
 }
 
-std::vector<at::Tensor> inverses(const std::vector<Damped>& matrices, const Ranks& ranks) {
-  return dealt(matrices, ranks, [](const at::Tensor& matrix) {
-    const at::Tensor factor = factor_of(matrix.to(at::kFloat));
-    return factor.defined() ? at::cholesky_inverse(factor) : factor;
-  });
-}
-
 at::Tensor solved(const at::Tensor& factor, const at::Tensor& right, const Ranks& ranks) {
   return in_panels(right.size(1), right.size(0), at::kFloat, ranks, [&](int64_t first, int64_t width) {
     return at::cholesky_solve(right.narrow(1, first, width).contiguous(), factor).t().contiguous();
   });
+}
+
+std::vector<at::Tensor> inverses(const std::vector<Damped>& matrices, const Ranks& ranks) {
+  std::vector<at::Tensor> result = dealt(matrices, ranks, [](const at::Tensor& matrix) { return factor_of(matrix.to(at::kFloat)); });
+  for (at::Tensor& matrix : result) {
+    if (matrix.defined()) matrix = solved(matrix, at::eye(matrix.size(0), matrix.options()), ranks);
+  }
+  return result;
 }
 
 }  // namespace hcsmoe

@@ -138,7 +138,8 @@ TEST(Cost, ReconstructionAsItsPageSays) {
   }
   // `auto` with three and one rounds, and one method with fitted rows, of Qwen1.5-MoE.
   const double pass = 2 * product({24.0, 2048.0, 1408.0, 65536.0, 124.0});
-  for (const auto& [method, rounds, expected] : {std::tuple{"auto", 3, 5.57}, {"auto", 1, 3.54}, {"hc-smoe", 3, 2.08}, {"hc-smoe", 1, 1.07}}) {
+  for (const auto& [method, rounds, expected] :
+       {std::tuple{"auto", 3, 5.57}, {"auto", 1, 3.54}, {"hc-smoe", 3, 2.08}, {"hc-smoe", 1, 1.07}}) {
     Workload work = workload(qwen, Reconstruction::full, rounds);
     work.recipe.method = method;
     work.recipe.router = RouterMerge::fitted;
