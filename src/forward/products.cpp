@@ -12,8 +12,8 @@ extern "C" int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 namespace hcsmoe {
 namespace {
 
-/// While it lives, LAPACK and BLAS of this thread take one thread and know it. Inside a parallel region they take one anyway, but choose their
-/// algorithm by how many there could be, and so by the number of threads of the rank.
+/// While it lives, LAPACK and BLAS of this thread take one thread and know it. Inside a parallel region they take one anyway, but choose
+/// their algorithm by how many there could be, and so by the number of threads of the rank.
 class OneThread {
  public:
   OneThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
