@@ -59,8 +59,10 @@ std::vector<float> exported(std::vector<float> biases, const SparseBlock& block)
   return {values, values + held.numel()};
 }
 
-/// The steps on one set of tokens, each noted in the report.
+/// The steps on one set of tokens, each noted in the report. The first one's time includes what the block starts with.
 class Steps {
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+
  public:
   Steps(const BlockTokens& tokens, const ReconstructionTask& task, const SparseBlock& block, const Compute& compute, const Ranks& ranks,
         ReconstructionReport& report)
@@ -124,7 +126,6 @@ class Steps {
   const Compute& compute_;
   const Ranks& ranks_;
   ReconstructionReport& report_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the reconstruction of a layer takes, in units of the statistics pass over the same tokens in the same run.
 
-    HCSMOE_BUILD=build tests/bench/reconstruction.py [--hidden 2048 --experts 60 --width 1408 --layers 1] [--dtype bfloat16] [--rounds 1 2]
+    HCSMOE_BUILD=build tests/bench/reconstruction.py [--hidden 2048 --experts 60 --width 1408 --layers 1] [--dtype bfloat16] [--rounds 1 3]
 
 Makes a random Qwen2-MoE checkpoint of these sizes whose experts come in pairs that are alike, and runs `run` on it with half of the experts and
 reconstruction: full, for each type and number of rounds. The statistics pass is the time of the experts' pass in run.json (all experts on all
@@ -28,7 +28,7 @@ parser.add_argument("--sequences", type=int, default=16)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--ranks", type=int, default=1)
 parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=("bfloat16", "float32"))
-parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2])
+parser.add_argument("--rounds", type=int, nargs="+", default=[1, 3])
 args = parser.parse_args()
 program = os.path.join(os.environ.get("HCSMOE_BUILD", "build"), "hcsmoe_dist")
 
