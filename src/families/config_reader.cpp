@@ -171,7 +171,17 @@ void read_partial_rotary(const ConfigReader& config, double if_missing, ModelDes
   }
 }
 
-void read_sigmoid_routing(const ConfigReader& config, ModelDescription& model) {
+void read_sigmoid_experts(const ConfigReader& config, int64_t first_sparse, ModelDescription& model) {
+  model.dense_intermediate = config.integer("intermediate_size", 1, 1 << 24);
+  model.experts = config.integer("n_routed_experts", 2, 65536);
+  model.expert_intermediate = config.integer("moe_intermediate_size", 1, 1 << 24);
+  model.shared_intermediate = config.integer("n_shared_experts", 0, 1024, 1) * model.expert_intermediate;
+  model.routing.top_k = config.integer("num_experts_per_tok", 1, model.experts);
+  model.expert_count_keys = {"n_routed_experts"};
+  const int64_t first = config.integer("first_k_dense_replace", 0, model.layers, first_sparse);
+  for (LayerDescription& layer : model.layer) layer.moe = layer.index >= first;
+  name_mlp_tensors(model, "shared_experts");
+
   config.require_text("scoring_func", "sigmoid", "the family's router has sigmoid scores");
   config.require_text("topk_method", "noaux_tc", "the family chooses experts by biased scores, in the best groups");
   RoutingRule& rule = model.routing;

@@ -41,9 +41,10 @@ ModelDescription describe_decoder(const ConfigReader& config, const std::string&
 /// rope_parameters.
 void read_partial_rotary(const ConfigReader& config, double if_missing, ModelDescription& model);
 
-/// Sigmoid scores with a correction bias, and expert groups: n_group, topk_group, norm_topk_prob, routed_scaling_factor. experts, top_k and
-/// the names are set already. And num_nextn_predict_layers, which such models have.
-void read_sigmoid_routing(const ConfigReader& config, ModelDescription& model);
+/// The feed-forward blocks of DeepSeek-V3's kind: sizes, dense first layers (first_k_dense_replace, `first_sparse` where it is not given),
+/// names, sigmoid scores with a correction bias, and expert groups: n_group, topk_group, norm_topk_prob, routed_scaling_factor. And
+/// num_nextn_predict_layers, which such models have.
+void read_sigmoid_experts(const ConfigReader& config, int64_t first_sparse, ModelDescription& model);
 
 /// Names of the feed-forward tensors where all of them lie under "mlp.": dense, router ("mlp.gate"), experts ("mlp.experts.{expert}"), and,
 /// if the model has a shared expert, those under "mlp.SHARED".

@@ -46,17 +46,8 @@ ModelDescription describe_deepseek_v3(const nlohmann::ordered_json& json) {
   model.query_key_value_bias = config.boolean("attention_bias", false);
   model.attention_output_bias = model.query_key_value_bias;
 
-  model.dense_intermediate = config.integer("intermediate_size", 1, 1 << 24);
-  model.experts = config.integer("n_routed_experts", 2, 65536);
-  model.expert_intermediate = config.integer("moe_intermediate_size", 1, 1 << 24);
-  model.shared_intermediate = config.integer("n_shared_experts", 0, 1024, 1) * model.expert_intermediate;
-  model.routing.top_k = config.integer("num_experts_per_tok", 1, model.experts);
-  model.expert_count_keys = {"n_routed_experts"};
   config.integer("moe_layer_freq", 1, 1, 1);
-  const int64_t first = config.integer("first_k_dense_replace", 0, model.layers, 3);
-  for (LayerDescription& layer : model.layer) layer.moe = layer.index >= first;
-
-  name_mlp_tensors(model, "shared_experts");
+  read_sigmoid_experts(config, 3, model);
   const std::string attention = "model.layers.{layer}.self_attn.";
   TensorNames& names = model.names;
   if (latent.query_rank > 0) {
@@ -69,7 +60,6 @@ ModelDescription describe_deepseek_v3(const nlohmann::ordered_json& json) {
   names.key_value_up = attention + "kv_b_proj.weight";
   names.key.clear();
   names.value.clear();
-  read_sigmoid_routing(config, model);
   return model;
 }
 

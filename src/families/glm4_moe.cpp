@@ -17,16 +17,7 @@ ModelDescription describe_glm4_moe(const nlohmann::ordered_json& json) {
   model.names.query_norm = "model.layers.{layer}.self_attn.q_norm.weight";
   model.names.key_norm = "model.layers.{layer}.self_attn.k_norm.weight";
   read_partial_rotary(config, 0.5, model);
-  model.dense_intermediate = config.integer("intermediate_size", 1, 1 << 24);
-  model.experts = config.integer("n_routed_experts", 2, 65536);
-  model.expert_intermediate = config.integer("moe_intermediate_size", 1, 1 << 24);
-  model.shared_intermediate = config.integer("n_shared_experts", 0, 1024, 1) * model.expert_intermediate;
-  model.routing.top_k = config.integer("num_experts_per_tok", 1, model.experts);
-  model.expert_count_keys = {"n_routed_experts"};
-  const int64_t first = config.integer("first_k_dense_replace", 0, model.layers, 1);
-  for (LayerDescription& layer : model.layer) layer.moe = layer.index >= first;
-  name_mlp_tensors(model, "shared_experts");
-  read_sigmoid_routing(config, model);
+  read_sigmoid_experts(config, 1, model);
   return model;
 }
 
