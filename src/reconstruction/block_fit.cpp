@@ -140,7 +140,7 @@ void BlockFit::fit_expert(size_t k, bool gate_and_up) {
   ranks_.all_reduce_sum(counts);
   if (counts[0] < fewest_training || counts[1] < fewest_held_out) return;
   at::Tensor rest = gathered(residual_, units->rows, rest_buffer_);  // [rows, D]
-  if (gate_and_up && fit_gate_up(k, *units, rest)) {
+  if (gate_and_up && fit_gate_up(k, *units, rest, counts[0])) {
     rest.add_(row_product(units->values, down[k], outputs_buffer_));
     units = &units_of_.of(experts[k], entries);
     rest.sub_(row_product(units->values, down[k], outputs_buffer_));
@@ -155,13 +155,11 @@ void BlockFit::fit_expert(size_t k, bool gate_and_up) {
   });
 }
 
-bool BlockFit::fit_gate_up(size_t k, const Units& units, const at::Tensor& rest) {
+bool BlockFit::fit_gate_up(size_t k, const Units& units, const at::Tensor& rest, int64_t training) {
   const int64_t F = down[k].size(1), held_first = units.training, held = units.count() - held_first;
   const at::Tensor input = gathered(input_, units.rows, input_buffer_);  // [rows, D]
   // An even share of the training rows.
-  std::vector<int64_t> all{units.training};
-  ranks_.all_reduce_sum(all);
-  const int64_t every = std::clamp<int64_t>(all[0] / fewest_sampled, 1, sample_every);
+  const int64_t every = std::clamp<int64_t>(training / fewest_sampled, 1, sample_every);
   std::vector<int32_t> sample;
   std::vector<int64_t> sample_end;
   int64_t row = 0;

@@ -40,7 +40,8 @@ class BlockFit {
   double held_out_error(const Routing&);
   double held_out_error(const at::Tensor& rest) const;  // of what is left on held_rows_
   void fit_expert(size_t k, bool gate_and_up);
-  bool fit_gate_up(size_t k, const Units& units, const at::Tensor& rest);
+  /// training: the expert's training tokens, of all ranks.
+  bool fit_gate_up(size_t k, const Units& units, const at::Tensor& rest, int64_t training);
   void fit_down(size_t k, const Units& units, at::Tensor& rest);
   double held_out_square(const at::Tensor& rest, const at::Tensor& outputs) const;
 
