@@ -120,13 +120,8 @@ void LayerSweep::State::attention() {
     add_projected(y, wo, bo, first, rows);
     s0 = s1;
   }
-  double attended_pairs = 0;
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    const auto T = static_cast<double>(first_row[s + 1] - first_row[s]);
-    attended_pairs += T * (T + 1) / 2;
-  }
   const auto N = static_cast<double>(tokens());
-  figures.operations += 2 * N * static_cast<double>(D * C * (2 * H + 2 * K)) + 4 * attended_pairs * static_cast<double>(H * C);
+  figures.operations += 2 * N * static_cast<double>(D * C * (2 * H + 2 * K)) + 4 * attended_pairs() * static_cast<double>(H * C);
 }
 
 }  // namespace hcsmoe

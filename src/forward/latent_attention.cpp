@@ -108,15 +108,10 @@ void LayerSweep::State::latent_attention() {
     add_projected(y, output, output_bias, first, rows);
     s0 = s1;
   }
-  double attended_pairs = 0;
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    const auto T = static_cast<double>(first_row[s + 1] - first_row[s]);
-    attended_pairs += T * (T + 1) / 2;
-  }
   const int64_t of_queries = compressed_queries ? latent.query_rank * (D + H * C) : D * H * C;
   const int64_t of_keys = D * (low + R) + low * H * (P + V), of_output = D * H * V;
   figures.operations += 2 * static_cast<double>(tokens()) * static_cast<double>(of_queries + of_keys + of_output) +
-                        2 * attended_pairs * static_cast<double>(H * (C + V));
+                        2 * attended_pairs() * static_cast<double>(H * (C + V));
 }
 
 }  // namespace hcsmoe

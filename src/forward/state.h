@@ -40,6 +40,15 @@ struct LayerSweep::State {
   std::vector<Buffer> thread_gate, thread_up, thread_out, thread_logits;
 
   int64_t tokens() const { return first_row.back(); }
+  /// Of a query and a key at or before it, in all sequences.
+  double attended_pairs() const {
+    double pairs = 0;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      const auto T = static_cast<double>(first_row[s + 1] - first_row[s]);
+      pairs += T * (T + 1) / 2;
+    }
+    return pairs;
+  }
   bool half() const { return compute.dtype == at::kBFloat16; }
   at::TensorOptions product_type() const { return compute.type(compute.dtype); }
   std::string name(const std::string& pattern) const { return tensor_name(pattern, layer); }
