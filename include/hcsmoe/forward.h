@@ -94,15 +94,22 @@ struct LogitsBlock {
 void for_each_logits(const std::vector<const FinalRows*>& models, const Compute& compute,
                      const std::function<void(const LogitsBlock&)>& visit);
 
-/// The weights of the model's layers, for one sweep of all ranks.
-std::unique_ptr<WeightStream> layer_weights(const Checkpoint&, const ModelDescription&, const Compute&, const Ranks&);
+/// The weights of the model's layers from first_layer on, for one sweep of all ranks.
+std::unique_ptr<WeightStream> layer_weights(const Checkpoint&, const ModelDescription&, const Compute&, const Ranks&,
+                                            int64_t first_layer = 0);
+
+/// Where a sweep begins that does not begin with the embedding: with the residual stream that layer `layer` reads. float32 [N, D].
+struct SweepStart {
+  int64_t layer = 0;
+  at::Tensor hidden;
+};
 
 class LayerSweep {
  public:
   /// sequences: int32 ids, each [T], this rank's share (may be none). The checkpoint and the description must outlive the sweep. Without
-  /// `weights`, as one process that shares the work with nobody.
+  /// `weights`, as one process that shares the work with nobody. start: weights must begin with its layer too.
   LayerSweep(const Checkpoint&, const ModelDescription&, const Compute&, std::vector<at::Tensor> sequences,
-             std::unique_ptr<WeightStream> weights = nullptr);
+             std::unique_ptr<WeightStream> weights = nullptr, const SweepStart& start = {});
   ~LayerSweep();
   LayerSweep(const LayerSweep&) = delete;
 

@@ -24,13 +24,14 @@ struct StreamOptions {
   uint64_t read_ahead = 0;              // bytes of the node, all its ranks together; the least that works is used where it is less
   uint64_t piece = uint64_t{32} << 20;  // bytes that are read, copied and sent at a time
   std::chrono::milliseconds limit = longest_wait;
+  int64_t first_layer = 0;  // the layers before are not read
 };
 
 class WeightStream {
  public:
   virtual ~WeightStream() = default;
-  /// The next layer: 0 first, then one after the other. Its tensors can be had from here on until the next call. Waits until the layer is
-  /// there. On GPUs collective. Throws what reading met, as it was: UserError, a file ends early or its disk fails.
+  /// The next layer: first_layer, then one after the other. Its tensors can be had from here on until the next call. Waits until the layer
+  /// is there. On GPUs collective. Throws what reading met, as it was: UserError, a file ends early or its disk fails.
   virtual void begin_layer(int64_t layer) = 0;
   /// A tensor of this layer, or one that belongs to no layer, on the device of computation, as the checkpoint has it.
   virtual at::Tensor tensor(const std::string& name) const = 0;

@@ -102,7 +102,7 @@ class DeviceStream : public WeightStream {
 
   void begin_layer(int64_t layer) override {
     plan_.begin(layer);
-    if (layer == 0) bring(0);
+    if (layer == plan_.first) bring(layer);
     const std::string what = "layer " + std::to_string(layer) + " from rank " + std::to_string(ranks_.owner_of(layer));
     wait_for(link_, *arrived_[slot_of(layer)], what, options_.limit);
     if (layer + 1 < static_cast<int64_t>(plan_.layout.size())) bring(layer + 1);

@@ -44,7 +44,7 @@ class MappedStream : public WeightStream {
  private:
   /// The layer that is used and the next are always read; others while what is ahead of the used one is within the budget.
   bool room(int64_t layer) const {
-    const int64_t current = std::max<int64_t>(current_, 0);
+    const int64_t current = std::max<int64_t>(current_, plan_.first);
     const auto l = static_cast<size_t>(layer), used = static_cast<size_t>(current);
     return layer <= current + 1 || before_[l + 1] - before_[used + 1] <= options_.read_ahead;
   }

@@ -13,7 +13,8 @@ namespace hcsmoe {
 
 /// What a stream brings, and which layer it is at.
 struct StreamPlan {
-  StreamPlan(const Checkpoint&, std::vector<std::vector<std::string>> layers);
+  /// Layers before `first` are taken as having no tensors.
+  StreamPlan(const Checkpoint&, std::vector<std::vector<std::string>> layers, int64_t first = 0);
   StreamPlan(StreamPlan&&) = default;
 
   /// Error unless the layer is the next one.
@@ -28,7 +29,8 @@ struct StreamPlan {
   const Checkpoint& checkpoint;
   std::vector<LayerLayout> layout;  // of each layer
   std::unordered_map<std::string, Place> place;
-  int64_t current = -1;
+  int64_t first = 0;     // where it begins
+  int64_t current = -1;  // the one before the first, at the beginning
 };
 
 std::unique_ptr<WeightStream> mapped_stream(StreamPlan, int local_rank, int local_size, const StreamOptions&);

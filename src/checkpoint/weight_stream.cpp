@@ -28,10 +28,11 @@ uint64_t free_memory() {
 
 }  // namespace
 
-StreamPlan::StreamPlan(const Checkpoint& from, std::vector<std::vector<std::string>> layers) : checkpoint(from) {
+StreamPlan::StreamPlan(const Checkpoint& from, std::vector<std::vector<std::string>> layers, int64_t first_)
+    : checkpoint(from), first(first_), current(first_ - 1) {
   for (const std::vector<std::string>& names : layers) {
     const auto layer = static_cast<int64_t>(layout.size());
-    layout.push_back(layer_layout(checkpoint, names));
+    layout.push_back(layer < first ? LayerLayout{} : layer_layout(checkpoint, names));
     for (const PlacedTensor& tensor : layout.back().tensors) place.emplace(tensor.info->name, Place{layer, &tensor});
   }
 }
@@ -54,7 +55,7 @@ const PlacedTensor* StreamPlan::find(const std::string& name) const {
 
 std::unique_ptr<WeightStream> stream_weights(const Checkpoint& checkpoint, std::vector<std::vector<std::string>> layers, const Ranks& ranks,
                                              const StreamOptions& options) {
-  StreamPlan plan(checkpoint, std::move(layers));
+  StreamPlan plan(checkpoint, std::move(layers), options.first_layer);
   if (ranks.device()) return device_stream(std::move(plan), ranks, *ranks.device(), options);
   return mapped_stream(std::move(plan), ranks.local_rank(), ranks.local_size(), options);
 }

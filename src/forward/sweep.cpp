@@ -73,17 +73,25 @@ void LayerSweep::State::for_each_block(const std::function<void(int64_t, int64_t
 }
 
 std::unique_ptr<WeightStream> layer_weights(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute,
-                                            const Ranks& ranks) {
+                                            const Ranks& ranks, int64_t first_layer) {
   StreamOptions options;
   options.read_ahead = compute.read_ahead;
+  options.first_layer = first_layer;
+  options.limit = ranks.wait_limit();
   return stream_weights(checkpoint, names_of_layers(model), ranks, options);
 }
 
 LayerSweep::LayerSweep(const Checkpoint& checkpoint, const ModelDescription& model, const Compute& compute,
-                       std::vector<at::Tensor> sequences, std::unique_ptr<WeightStream> weights)
+                       std::vector<at::Tensor> sequences, std::unique_ptr<WeightStream> weights, const SweepStart& start)
     : state_(std::make_unique<State>(checkpoint, model, compute, std::move(sequences),
                                      weights ? std::move(weights) : stream_weights(checkpoint, names_of_layers(model)))) {
-  state_->embed();
+  if (start.layer == 0) {
+    state_->embed();
+    return;
+  }
+  if (start.hidden.size(0) != tokens()) throw Error("a sweep begins with rows of other tokens");
+  state_->hidden = start.hidden.to(compute.device, /*non_blocking=*/false, /*copy=*/true);
+  state_->layer = start.layer;
 }
 
 LayerSweep::~LayerSweep() = default;
