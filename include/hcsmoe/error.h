@@ -1,13 +1,14 @@
 #pragma once
 // Errors: thrown anywhere, caught once, in main. A UserError is one that the user can mend (exit code 2): a wrong key, a missing file,
-// a broken checkpoint, a full disk. Every other error is a failure (exit code 1).
+// a broken checkpoint, a full disk. A run that was asked to stop ends with EX_TEMPFAIL of sysexits.h (exit code 75): started again, it goes
+// on. Every other error is a failure (exit code 1).
 
 #include <stdexcept>
 #include <string>
 
 namespace hcsmoe {
 
-enum class ExitCode : int { success = 0, failure = 1, user = 2 };
+enum class ExitCode : int { success = 0, failure = 1, user = 2, interrupted = 75 };
 
 class Error : public std::runtime_error {
  public:
