@@ -60,7 +60,6 @@ class DeviceLink {
 /// Returns when the event is done. If the link fails, or after `limit`, the link is aborted and an Error says what was waited for.
 void wait_for(DeviceLink&, DeviceLink::Event&, const std::string& what, std::chrono::milliseconds limit);
 /// How long any wait for devices and files may take without progress.
-inline constexpr std::chrono::milliseconds longest_wait = std::chrono::minutes(10);
 
 /// The GPU of this rank (its number among the ranks of the node) and the NCCL communicator of all ranks' GPUs. Collective; every rank
 /// throws the same UserError: the program was built without CUDA, there is no GPU, or fewer than ranks on the node.

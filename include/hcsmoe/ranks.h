@@ -8,10 +8,13 @@
 //   reduce_sum(0)    [1 2] [3 4] [5 6]   ->  [9 12]  undefined  undefined
 //   broadcast(1)     "a"   "b"   ""      ->  "b"    "b"    "b"
 //   gather(0)        "a"   "b"   ""      ->  {"a","b",""}  {}  {}
+// In each of them a rank first waits until all have come, sleeping rather than spinning, and no longer than wait_limit(): a rank that
+// hangs, or whose host has vanished unnoticed, ends the job with an Error instead of holding it for ever.
 
 #include <ATen/core/Tensor.h>
 #include <mpi.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -25,6 +28,9 @@ namespace hcsmoe {
 
 class DeviceLink;
 
+/// How long a wait for other ranks, or for what they send, lasts at most, where the configuration says nothing (device.wait_limit).
+inline constexpr std::chrono::milliseconds longest_wait = std::chrono::minutes(30);
+
 class Ranks {
  public:
   /// Of an initialised MPI communicator, which is duplicated. Collective.
@@ -37,9 +43,13 @@ class Ranks {
   int size() const { return size_; }
   int local_rank() const { return local_rank_; }  // among the ranks of this node
   int local_size() const { return local_size_; }
+  const std::vector<int64_t>& local_processes() const { return local_processes_; }  // ids of the ranks of this node, this one's too
   bool is_root() const { return rank_ == 0; }
   /// Layers and output files are dealt round-robin.
   int owner_of(int64_t index) const { return static_cast<int>(index % size_); }
+
+  std::chrono::milliseconds wait_limit() const { return wait_limit_; }
+  void set_wait_limit(std::chrono::milliseconds limit) { wait_limit_ = limit; }
 
   void all_reduce_sum(std::span<int64_t> values) const;
   void reduce_sum(std::span<int64_t> values, int root) const;
@@ -67,9 +77,12 @@ class Ranks {
 
  private:
   [[noreturn]] void throw_together(int from, std::string message, ExitCode code) const;  // of rank `from`
+  void arrive() const;                                                                   // returns when all ranks have
   MPI_Comm comm_ = MPI_COMM_NULL;
   void broadcast_bytes(std::span<std::byte> bytes, int root) const;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
+  std::vector<int64_t> local_processes_;
+  std::chrono::milliseconds wait_limit_ = longest_wait;
   std::shared_ptr<DeviceLink> device_;
 };
 

@@ -1,7 +1,10 @@
 #include "hcsmoe/ranks.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <new>
+#include <thread>
 
 namespace hcsmoe {
 namespace {
@@ -59,6 +62,9 @@ Ranks::Ranks(MPI_Comm parent) {
   check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
   check(MPI_Comm_rank(node, &local_rank_), "MPI_Comm_rank");
   check(MPI_Comm_size(node, &local_size_), "MPI_Comm_size");
+  const int64_t process = getpid();
+  local_processes_.resize(static_cast<size_t>(local_size_));
+  check(MPI_Allgather(&process, 1, MPI_INT64_T, local_processes_.data(), 1, MPI_INT64_T, node), "MPI_Allgather");
   check(MPI_Comm_free(&node), "MPI_Comm_free");
 }
 
@@ -67,8 +73,33 @@ Ranks::~Ranks() {
   if (MPI_Finalized(&finalized) == MPI_SUCCESS && !finalized) MPI_Comm_free(&comm_);
 }
 
+void Ranks::arrive() const {
+  constexpr int spins = 200;
+  constexpr std::chrono::microseconds shortest(20), longest(1000);
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Ibarrier(comm_, &request), "MPI_Ibarrier");
+  const auto start = std::chrono::steady_clock::now();
+  auto pause = shortest;
+  for (int polls = 0;; ++polls) {
+    int done = 0;
+    check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (done) return;
+    if (polls < spins) {
+      std::this_thread::yield();
+      continue;
+    }
+    if (std::chrono::steady_clock::now() - start > wait_limit_) {
+      throw Error("rank " + std::to_string(rank_) + " has waited " + std::to_string(wait_limit_.count() / 1000) +
+                  " s for the other ranks: one hangs, or its host has vanished (device.wait_limit)");
+    }
+    std::this_thread::sleep_for(pause);
+    pause = std::min(longest, pause + pause / 8);
+  }
+}
+
 void Ranks::all_reduce_sum(std::span<int64_t> values) const {
   if (size_ == 1) return;
+  arrive();
   in_pieces(values.size(), piece_values, [&](size_t begin, int count) {
     check(MPI_Allreduce(MPI_IN_PLACE, values.data() + begin, count, MPI_INT64_T, MPI_SUM, comm_), "MPI_Allreduce");
   });
@@ -76,6 +107,7 @@ void Ranks::all_reduce_sum(std::span<int64_t> values) const {
 
 void Ranks::reduce_sum(std::span<int64_t> values, int root) const {
   if (size_ == 1) return;
+  arrive();
   in_pieces(values.size(), piece_values, [&](size_t begin, int count) {
     int64_t* piece = values.data() + begin;
     check(MPI_Reduce(rank_ == root ? MPI_IN_PLACE : piece, rank_ == root ? piece : nullptr, count, MPI_INT64_T, MPI_SUM, root, comm_),
@@ -85,6 +117,7 @@ void Ranks::reduce_sum(std::span<int64_t> values, int root) const {
 
 int64_t Ranks::all_reduce_max(int64_t value) const {
   if (size_ == 1) return value;
+  arrive();
   int64_t most = value;
   check(MPI_Allreduce(&value, &most, 1, MPI_INT64_T, MPI_MAX, comm_), "MPI_Allreduce");
   return most;
@@ -92,6 +125,7 @@ int64_t Ranks::all_reduce_max(int64_t value) const {
 
 void Ranks::broadcast(std::string& bytes, int root) const {
   if (size_ == 1) return;
+  arrive();
   uint64_t length = bytes.size();
   check(MPI_Bcast(&length, 1, MPI_UINT64_T, root, comm_), "MPI_Bcast");
   bytes.resize(length);
@@ -105,6 +139,7 @@ void Ranks::broadcast_bytes(std::span<std::byte> bytes, int root) const {
 
 std::vector<std::string> Ranks::gather(const std::string& bytes, int root) const {
   if (size_ == 1) return {bytes};
+  arrive();
   const uint64_t length = bytes.size();
   std::vector<uint64_t> lengths(rank_ == root ? static_cast<size_t>(size_) : 0);
   check(MPI_Gather(&length, 1, MPI_UINT64_T, lengths.data(), 1, MPI_UINT64_T, root, comm_), "MPI_Gather");
@@ -131,15 +166,17 @@ std::vector<std::string> Ranks::gather(const std::string& bytes, int root) const
 }
 
 void Ranks::barrier() const {
-  if (size_ == 1) return;
-  check(MPI_Barrier(comm_), "MPI_Barrier");
+  if (size_ > 1) arrive();
 }
 
 void Ranks::on_root(const std::function<void()>& work) const {
   Failure failure;
   if (is_root()) failure = attempt(work);
   int64_t failed = failure.failed;
-  if (size_ > 1) check(MPI_Bcast(&failed, 1, MPI_INT64_T, 0, comm_), "MPI_Bcast");
+  if (size_ > 1) {
+    arrive();
+    check(MPI_Bcast(&failed, 1, MPI_INT64_T, 0, comm_), "MPI_Bcast");
+  }
   if (failed) throw_together(0, failure.message, failure.code);
 }
 

@@ -33,10 +33,10 @@ void in_host_memory(const at::Tensor& tensor, const Work& work) {
 
 /// Queues collectives after what the kernels have queued, and waits for them.
 template <class Queue>
-void on_device(DeviceLink& link, const std::string& what, const Queue& queue) {
+void on_device(DeviceLink& link, const std::string& what, std::chrono::milliseconds limit, const Queue& queue) {
   link.wait(DeviceLink::Stream::exchange, *link.record(DeviceLink::Stream::compute));
   queue();
-  wait_for(link, *link.record(DeviceLink::Stream::exchange), what, longest_wait);
+  wait_for(link, *link.record(DeviceLink::Stream::exchange), what, limit);
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ void Ranks::all_reduce_sums(std::span<const at::Tensor> tensors) const {
     }
   }
   if (there.empty()) return;
-  on_device(*device_, "a sum over all ranks", [&] {
+  on_device(*device_, "a sum over all ranks", wait_limit_, [&] {
     device_->group_begin();
     for (const at::Tensor& tensor : there) device_->all_reduce_sum(values_of(tensor), static_cast<size_t>(tensor.numel()));
     device_->group_end();
@@ -68,7 +68,7 @@ void Ranks::reduce_sum(const at::Tensor& tensor, int root) const {
   if (!device_ || !device_->holds(tensor.const_data_ptr())) {
     return in_host_memory(tensor, [&](const at::Tensor& host) { reduce_sum(std::span(values_of(host), count), root); });
   }
-  on_device(*device_, "a sum over all ranks", [&] { device_->reduce_sum(values_of(tensor), count, root); });
+  on_device(*device_, "a sum over all ranks", wait_limit_, [&] { device_->reduce_sum(values_of(tensor), count, root); });
 }
 
 void Ranks::broadcast(const at::Tensor& tensor, int root) const {
@@ -77,10 +77,11 @@ void Ranks::broadcast(const at::Tensor& tensor, int root) const {
   auto* const bytes = static_cast<std::byte*>(tensor.mutable_data_ptr());
   if (!device_ || !device_->holds(bytes)) {
     return in_host_memory(tensor, [&](const at::Tensor& host) {
+      arrive();
       broadcast_bytes({static_cast<std::byte*>(host.mutable_data_ptr()), host.nbytes()}, root);
     });
   }
-  on_device(*device_, "a tensor of rank " + std::to_string(root), [&] { device_->broadcast(bytes, tensor.nbytes(), root); });
+  on_device(*device_, "a tensor of rank " + std::to_string(root), wait_limit_, [&] { device_->broadcast(bytes, tensor.nbytes(), root); });
 }
 
 void Ranks::require_same(const std::string& what, const std::string& lines) const {
