@@ -1,6 +1,7 @@
 // The flow of the program, and the only catch. Stages throw; here an error becomes a message and an exit code, on all ranks.
 
 #include <mpi.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -16,6 +17,7 @@
 #include "hcsmoe/error.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/stop.h"
 
 namespace {
 
@@ -23,10 +25,13 @@ using namespace hcsmoe;
 
 /// An error that all ranks share ends them in order, and rank 0 prints it. One that a single rank met ends the others by force: they may
 /// wait for that rank in a collective.
-int report(const Ranks& ranks, Log& log, const std::string& what, ExitCode code, bool collective) {
+int report(const Ranks& ranks, Log& log, StopRequest& stop, const std::string& what, ExitCode code, bool collective) {
   const int exit_code = static_cast<int>(code);
-  if (!collective || ranks.is_root()) log.error(what);
-  if (!collective && ranks.size() > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  if (!collective || ranks.is_root()) code == ExitCode::interrupted ? log.warn(what) : log.error(what);
+  if (!collective && ranks.size() > 1) {
+    stop.failing(exit_code);
+    MPI_Abort(MPI_COMM_WORLD, exit_code);
+  }
   return exit_code;
 }
 
@@ -39,9 +44,10 @@ void keep_trace(const Trace* trace, const CommandLine& line, const Ranks& ranks,
   }
 }
 
-int run(const CommandLine& line, const std::optional<UserError>& mistake) {
+int run(const CommandLine& line, const std::optional<UserError>& mistake, pid_t parent) {
   Ranks ranks(MPI_COMM_WORLD);
   Log log(ranks.rank(), ranks.is_root());
+  StopRequest stop(ranks.rank(), ranks.local_processes(), ranks.size() > 1 ? parent : 0);
   std::unique_ptr<Trace> trace;
   try {
     if (mistake) throw CollectiveError(mistake->what(), mistake->exit_code());
@@ -49,24 +55,27 @@ int run(const CommandLine& line, const std::optional<UserError>& mistake) {
     const auto read = [&] { config = read_config(line.config, line.overrides, line.command); };
     ranks.on_root(read);  // first there, so that a mistake is told once
     ranks.on_all(read);
+    ranks.set_wait_limit(std::chrono::seconds(config.device.wait_limit));
     if (config.device.type == DeviceType::cuda && computes(line.command)) ranks.use_device(open_device(ranks));
     trace = start_trace(line.trace, ranks);
-    run_command(line, config, ranks, log, trace.get());
+    run_command(line, config, ranks, log, trace.get(), stop);
     write_trace(trace.get(), line.trace, ranks);
     return static_cast<int>(ExitCode::success);
   } catch (const Error& error) {
     if (error.collective() || ranks.size() == 1) keep_trace(trace.get(), line, ranks, log);
-    return report(ranks, log, error.what(), error.exit_code(), error.collective());
+    return report(ranks, log, stop, error.what(), error.exit_code(), error.collective());
   } catch (const std::bad_alloc&) {
-    return report(ranks, log, "out of memory", ExitCode::failure, false);
+    return report(ranks, log, stop, "out of memory", ExitCode::failure, false);
   } catch (const std::exception& error) {
-    return report(ranks, log, error.what(), ExitCode::failure, false);
+    return report(ranks, log, stop, error.what(), ExitCode::failure, false);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  const pid_t parent = getppid();
+  block_stop_signals();
   CommandLine line;
   std::optional<UserError> mistake;  // told by rank 0 under MPI: mpirun kills all ranks when the first one ends with an error
   try {
@@ -81,7 +90,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "hcsmoe_dist: error: this MPI library allows no threads (MPI_THREAD_FUNNELED is needed)\n");
     MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::failure));
   }
-  const int exit_code = run(line, mistake);
+  const int exit_code = run(line, mistake, parent);
   MPI_Finalize();
   // After an error no library cleans up: HDF5 crashes at exit over a file that it could not close.
   if (exit_code != 0) {

@@ -9,6 +9,7 @@
 #include "hcsmoe/config.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/stop.h"
 #include "hcsmoe/trace.h"
 
 namespace hcsmoe {
@@ -21,6 +22,7 @@ struct CommandLine {
   /// --plan. apply: at most one; none: WORK/plan.json. evaluate: plans to measure without making them.
   std::vector<std::filesystem::path> plans;
   bool all = false;                  // collect: every statistic, whatever the method needs
+  bool fresh = false;                // --fresh: nothing of what earlier runs left in WORK is used
   std::filesystem::path trace;       // --trace: the file; empty: none
   std::vector<std::string> machine;  // inspect: "rate=number" of each --machine
 };
@@ -29,7 +31,7 @@ struct CommandLine {
 inline bool computes(Command command) { return command != Command::inspect && command != Command::plan; }
 
 /// Collective. Throws what goes wrong; main prints it and chooses the exit code. trace: may be null.
-void run_command(const CommandLine&, const Config&, const Ranks&, Log&, Trace* trace);
+void run_command(const CommandLine&, const Config&, const Ranks&, Log&, Trace* trace, StopRequest&);
 
 /// A trace whose clock starts at one moment on all ranks; null where `file` is empty. UserError: the file cannot be written. Collective.
 std::unique_ptr<Trace> start_trace(const std::filesystem::path& file, const Ranks&);

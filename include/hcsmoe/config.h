@@ -107,9 +107,10 @@ struct CalibrationConfig {
 struct DeviceConfig {
   DeviceType type = DeviceType::cpu;
   ComputeDtype dtype = ComputeDtype::automatic;
-  int threads = 0;         // a rank; 0 = cores of the node / ranks on the node
-  int64_t memory = 0;      // bytes of a GPU that `inspect` plans for; 0 = 80 GB
-  int64_t read_ahead = 0;  // bytes of weights read ahead on a node; 0 = a quarter of its free memory
+  int threads = 0;            // a rank; 0 = cores of the node / ranks on the node
+  int64_t memory = 0;         // bytes of a GPU that `inspect` plans for; 0 = 80 GB
+  int64_t read_ahead = 0;     // bytes of weights read ahead on a node; 0 = a quarter of its free memory
+  int64_t wait_limit = 1800;  // seconds that a rank waits for the others at most
 };
 
 struct EvaluationConfig {
@@ -131,6 +132,7 @@ struct Config {
   std::filesystem::path model;   // required
   std::filesystem::path output;  // required by run and apply
   std::filesystem::path work;    // default OUTPUT.work
+  int64_t save_every = 0;        // seconds between saved states that a run can go on from; 0: after each layer
   CalibrationConfig calibration;
   Recipe compression;
   DeviceConfig device;

@@ -1,10 +1,16 @@
 // run, collect, plan and apply: each a short sequence of the steps in job.h.
 
+#include <nlohmann/json.hpp>
+
 #include "commands/background.h"
 #include "commands/job.h"
+#include "commands/job_record.h"
+#include "commands/resumption.h"
 #include "commands/shard_maker.h"
+#include "hcsmoe/assembly.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/merging.h"
+#include "hcsmoe/resume.h"
 #include "support/files.h"
 
 namespace hcsmoe {
@@ -151,9 +157,15 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
   Plan made{plan ? plan->recipe : job.config.compression, job.summary.origin, {}};
   const bool chooses = made.recipe.method == "auto";
   Background background(job.trace);
+  Resumption resumption(job, ids, true, background);
   ShardMaker shards(job, compute, made.recipe, background);
+  shards.begin_stream(ids, resumption);
+  for (const LayerRecord& record : resumption.records()) {
+    shards.pass_by(record);
+    made.layers.push_back(record.plan);
+  }
   job.ranks.on_all([&] { make_folder(job.config.work / "statistics"); });
-  sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
+  const auto compress = [&](const LayerPass& pass) {
     const int64_t index = pass.statistics.layer;
     const bool on_file = aligns(made.recipe.merge) && !wanted;
     const at::Tensor sample = on_file ? sampled_input(job, index, made.recipe.merge) : pass.statistics.sample_input;
@@ -170,15 +182,48 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
     });
     candidates = broadcast_plans(job, candidates);
     span.reset();
-    if (chooses) {
-      made.layers.push_back(shards.make_best(candidates, sample, pass));
-    } else {
-      shards.make(candidates.front(), sample, &pass);
-      made.layers.push_back(std::move(candidates.front()));
+    return chooses ? shards.make_best(candidates, sample, pass) : shards.make(candidates.front(), sample, &pass);
+  };
+  const auto after_layer = [&](const LayerPass& pass) {
+    LayerRecord record = compress(pass);
+    resumption.record(record);
+    made.layers.push_back(std::move(record.plan));
+  };
+  sweep(job, compute, ids, wanted, resumption, after_layer, [&](int64_t layer) { return shards.compressed_after(layer); });
+  job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
+  job.ranks.on_root([&] {
+    if (!plan) save_plan(plan_file(job.config), made);
+    drop_streams(job.config.work);
+  });
+}
+
+/// What follows when the output folder is there. state: how far an earlier run came; running: this one has just written it.
+void finish_job(Job& job, const Compute& compute, int64_t experts_kept, JobState state) {
+  const std::string output = job.config.output.string();
+  if (state == JobState::finished) {
+    job.log.info(output + " was made by an earlier run of this configuration, and is complete: nothing to do");
+    return;
+  }
+  if (state == JobState::running) {
+    mark_job(job, JobState::assembled);
+    leave_if_asked(job, output + " is complete");
+  } else {
+    job.log.info(output + " was made by an earlier run; going on behind it");
+    job.summary.experts_kept = experts_kept;
+    job.summary.output = output;
+    for (const OutputFile& file : output_layout(job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes)) {
+      job.summary.output_bytes += file.bytes;
+    }
+  }
+  job.ranks.on_root([&] {
+    if (!job.summary.reconstruction.empty()) return;
+    for (LayerRecord& record : recorded_layers(job)) {
+      if (record.report) job.summary.reconstruction.push_back(std::move(*record.report));
     }
   });
-  job.summary.stage("merge", [&] { job.ranks.on_all([&] { background.wait(); }); });
-  if (!plan) job.ranks.on_root([&] { save_plan(plan_file(job.config), made); });
+  evaluate_before_and_after(job, compute);
+  finish_summary(job.summary, job.config.work, job.ranks, job.log);
+  mark_job(job, JobState::finished);
 }
 
 }  // namespace
@@ -186,12 +231,14 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
 void run(Job& job) {
   check_budget(job);
   check_exportable(job, job.config.compression);
-  check_output(job, job.experts_kept());
+  if (!output_is_made(job)) check_output(job, job.experts_kept());
   open_work(job);
   const Compute compute = choose_compute(job);
   describe(job, compute);
   job.summary.recipe = job.config.compression;
   const at::Tensor ids = prepare_calibration(job, compute);
+  const JobState state = begin_job(job, asked_of(job, job.config.compression));
+  if (state != JobState::running) return finish_job(job, compute, job.experts_kept(), state);
   const auto wanted = statistics_to_collect(job, statistics_needed(job.config.compression));
   std::optional<Plan> plan;
   if (!wanted) {
@@ -203,9 +250,9 @@ void run(Job& job) {
   } else {
     compress_on_tokens(job, compute, ids, wanted, plan);
   }
+  leave_if_asked(job, "all layers are compressed");
   write_output(job, job.experts_kept());
-  evaluate_before_and_after(job, compute);
-  finish_summary(job.summary, job.config.work, job.ranks, job.log);
+  finish_job(job, compute, job.experts_kept(), JobState::running);
 }
 
 void collect(Job& job) {
@@ -213,20 +260,28 @@ void collect(Job& job) {
   const Compute compute = choose_compute(job);
   describe(job, compute);
   const at::Tensor ids = prepare_calibration(job, compute);
-  const auto wanted = statistics_to_collect(job, job.line.all ? StatisticSet::all() : statistics_needed(job.config.compression));
+  const StatisticSet needed = job.line.all ? StatisticSet::all() : statistics_needed(job.config.compression);
+  nlohmann::ordered_json asked = asked_of(job, job.config.compression);
+  asked["recipe"] = {{"statistics", needed.names()}};
+  begin_job(job, asked);
+  const auto wanted = statistics_to_collect(job, needed);
   if (!wanted) {
     job.log.info("the statistics in " + job.config.work.string() + " are valid: nothing to do");
+    mark_job(job, JobState::finished);
     return;
   }
   job.ranks.on_root([&] { make_folder(job.config.work / "statistics"); });
   Background background(job.trace);
-  sweep(job, compute, ids, wanted, [&](const LayerPass& pass) {
+  Resumption resumption(job, ids, false, background);
+  const auto save = [&](const LayerPass& pass) {
     job.ranks.on_root([&] {
       save_in_background(background, job, pass.statistics);
       background.check();
     });
-  });
+  };
+  sweep(job, compute, ids, wanted, resumption, save, [](int64_t) { return at::Tensor(); });
   job.ranks.on_all([&] { background.wait(); });
+  mark_job(job, JobState::finished);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
   job.log.info("statistics: " + (job.config.work / "statistics").string());
 }
@@ -258,12 +313,16 @@ void apply(Job& job) {
   const Plan plan = read_plan(job, file);
   check_exportable(job, plan.recipe);
   const auto kept = static_cast<int64_t>(plan.layers.front().clusters.size());
-  check_output(job, kept);
+  if (!output_is_made(job)) check_output(job, kept);
   open_work(job);
   job.summary.recipe = plan.recipe;
   job.summary.origin.calibration = plan.origin.calibration;
   job.summary.origin.dtype = plan.origin.dtype;
+  nlohmann::ordered_json asked = asked_of(job, plan.recipe);
+  asked["plan"] = plan_fingerprint(plan);
+  const JobState state = begin_job(job, asked);
   const Compute compute = choose_compute(job);
+  if (state != JobState::running) return finish_job(job, compute, kept, state);
   if (!needs_tokens(plan.recipe) || shards_are_valid(job, plan)) {
     write_shards(job, compute, plan);
   } else {
@@ -283,9 +342,9 @@ void apply(Job& job) {
     });
     compress_on_tokens(job, compute, ids, std::nullopt, plan);
   }
+  leave_if_asked(job, "all layers are compressed");
   write_output(job, kept);
-  evaluate_before_and_after(job, compute);
-  finish_summary(job.summary, job.config.work, job.ranks, job.log);
+  finish_job(job, compute, kept, JobState::running);
 }
 
 }  // namespace hcsmoe

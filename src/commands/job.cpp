@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "commands/job_record.h"
 #include "hcsmoe/assembly.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
@@ -20,8 +21,8 @@ uint64_t free_bytes(std::filesystem::path folder) {
 
 }  // namespace
 
-void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace) {
-  Job job = open_job(line, config, ranks, log, trace);
+void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace, StopRequest& stop) {
+  Job job = open_job(line, config, ranks, log, trace, stop);
   switch (line.command) {
     case Command::run:
       return run(job);
@@ -38,7 +39,7 @@ void run_command(const CommandLine& line, const Config& config, const Ranks& ran
   }
 }
 
-Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace) {
+Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace, StopRequest& stop) {
   const Span span(trace, Activity::reading, "headers");
   std::optional<Checkpoint> checkpoint;
   std::optional<ModelDescription> model;
@@ -50,7 +51,7 @@ Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, 
   ranks.on_root(open);
   ranks.on_all(open);
   ranks.require_same("the checkpoint " + config.model.string(), checkpoint->tensor_lines());
-  Job job{line, config, ranks, log, trace, std::move(*checkpoint), std::move(*model), {}};
+  Job job{line, config, ranks, log, trace, stop, std::move(*checkpoint), std::move(*model), {}};
   Summary& summary = job.summary;
   summary.command = to_string(line.command);
   summary.moe_layers = static_cast<int64_t>(job.model.moe_layers().size());
@@ -71,8 +72,12 @@ Compute choose_compute(const Job& job) {
 
 void open_work(Job& job) {
   if (job.config.work.empty()) return;  // evaluate without a work folder only prints
-  job.ranks.on_root([&] { make_folder(job.config.work); });
+  job.ranks.on_root([&] {
+    make_folder(job.config.work);
+    job.lock = std::make_shared<FolderLock>(job.config.work / "lock", [&](const std::string& line) { job.log.warn(line); });
+  });
   job.ranks.on_all([&] { job.log.open_file(job.config.work); });
+  if (job.line.fresh) remove_work(job);
 }
 
 void check_budget(const Job& job) {

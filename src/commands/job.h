@@ -21,7 +21,9 @@
 #include "hcsmoe/ranks.h"
 #include "hcsmoe/reconstruction.h"
 #include "hcsmoe/shards.h"
+#include "hcsmoe/stop.h"
 #include "hcsmoe/trace.h"
+#include "support/folder_lock.h"
 
 namespace hcsmoe {
 
@@ -31,18 +33,22 @@ struct Job {
   const Ranks& ranks;
   Log& log;
   Trace* trace;  // null: nobody asked
+  StopRequest& stop;
   Checkpoint checkpoint;
   ModelDescription model;
   Summary summary;
+  std::shared_ptr<FolderLock> lock = {};  // of WORK, on rank 0
+  std::string identity = {};              // of what is asked (begin_job)
 
   int64_t experts_kept() const { return config.compression.experts.resolve(model.experts); }
 };
 
 /// Opens and describes the checkpoint on every rank (rank 0 first, whose message is the one printed) and fingerprints it.
-Job open_job(const CommandLine&, const Config&, const Ranks&, Log&, Trace*);
+Job open_job(const CommandLine&, const Config&, const Ranks&, Log&, Trace*, StopRequest&);
 /// What the configuration asks for, with the job's trace.
 Compute choose_compute(const Job&);
-/// Creates WORK and starts the log file there.
+/// Creates WORK, locks it against other runs and starts the log file there. With --fresh, what earlier runs left is removed. UserError:
+/// another run works there.
 void open_work(Job&);
 /// UserError unless top-k <= K <= E.
 void check_budget(const Job&);
@@ -62,10 +68,12 @@ struct LayerPass {
   const SequenceShare& share;          // of the calibration sequences, this rank's
   const at::Tensor& ids;               // int32 [S, T], of all ranks
 };
-/// One pass of all layers over the calibration ids. after_layer is called on every rank after each MoE layer. Without a set no statistics
-/// are collected. UserError: it does not fit the GPU of a rank.
-void sweep(Job&, const Compute&, const at::Tensor& ids, const std::optional<StatisticSet>&,
-           const std::function<void(const LayerPass&)>& after_layer);
+class Resumption;
+/// One pass of all layers over the calibration ids, from where the resumption says. after_layer is called on every rank after each MoE
+/// layer; compressed(layer): the residual stream through the compressed layers after this one; undefined where it is the same, or there is
+/// none. Without a set no statistics are collected. UserError: it does not fit the GPU of a rank.
+void sweep(Job&, const Compute&, const at::Tensor& ids, const std::optional<StatisticSet>&, Resumption&,
+           const std::function<void(const LayerPass&)>& after_layer, const std::function<at::Tensor(int64_t layer)>& compressed);
 
 /// What this run holds on a GPU.
 DeviceSizes device_sizes(const Job&, const Compute&);

@@ -61,6 +61,13 @@ ShardMaker::ShardMaker(Job& job, const Compute& compute, const Recipe& recipe, B
   job.ranks.on_all([&] { make_folder(job.config.work / "shards"); });
 }
 
+void ShardMaker::begin_stream(const at::Tensor& ids, Resumption& resumption) {
+  if (!needs_tokens(recipe_) || recipe_.propagate != Propagate::compressed) return;
+  const SweepStart start = resumption.take_compressed();
+  compressed_.emplace(job_.checkpoint, job_.model, compute_, resumption.sequences(ids),
+                      layer_weights(job_.checkpoint, job_.model, compute_, job_.ranks, start.layer), start);
+}
+
 ShardOrigin ShardMaker::origin_of(const LayerPlan& layer, const at::Tensor& sample_input) {
   std::string made_from = plan_fingerprint({{}, {}, {layer}});
   if (aligns(recipe_.merge) && sample_input.defined()) {
@@ -96,12 +103,23 @@ bool ShardMaker::is_valid(const LayerPlan& layer, const at::Tensor& sample_input
   return job_.ranks.all_reduce_max(missing) == 0;
 }
 
-void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, const LayerPass* pass) {
+void ShardMaker::pass_by(const LayerRecord& record) {
+  const int64_t layer = record.plan.layer;
+  if (!is_valid(record.plan, aligns(recipe_.merge) ? sampled_input(job_, layer, recipe_.merge) : at::Tensor())) {
+    job_.ranks.on_root([&] {
+      throw UserError(shard_file(job_.config.work, layer).string() + ": missing or damaged, and later layers were made after it",
+                      "start over: --fresh");
+    });
+  }
+  if (record.report) job_.summary.reconstruction.push_back(*record.report);
+}
+
+LayerRecord ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, const LayerPass* pass) {
   const std::string before = earlier_layers_;
   const bool valid = is_valid(layer, sample_input);
   // A stream through the compressed layers needs every block.
   const bool streams = pass && needs_tokens(recipe_) && recipe_.propagate == Propagate::compressed;
-  if (valid && !streams) return;
+  if (valid && !streams) return {layer, std::nullopt};
   earlier_layers_ = before;
   const ShardOrigin origin = origin_of(layer, sample_input);
   if (needs_tokens(recipe_)) {
@@ -109,8 +127,7 @@ void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, co
     const BlockTokens tokens = tokens_of(layer.layer, *pass);
     ReconstructionReport report;
     SparseBlock block = reconstructed(layer, sample_input, tokens, recipe_.rounds, report);
-    finish(layer, origin, !valid, std::move(block), std::move(report));
-    return;
+    return finish(layer, origin, !valid, std::move(block), std::move(report));
   }
   const LayerUnits units = aligned(layer, sample_input);
   const bool mine = job_.ranks.owner_of(layer.layer) == job_.ranks.rank();
@@ -123,9 +140,10 @@ void ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_input, co
     }
     background_.check();
   });
+  return {layer, std::nullopt};
 }
 
-LayerPlan ShardMaker::make_best(const std::vector<LayerPlan>& candidates, const at::Tensor& sample_input, const LayerPass& pass) {
+LayerRecord ShardMaker::make_best(const std::vector<LayerPlan>& candidates, const at::Tensor& sample_input, const LayerPass& pass) {
   const int64_t index = candidates.front().layer;
   const BlockTokens tokens = tokens_of(index, pass);
   std::vector<CandidateScore> scores;
@@ -156,23 +174,22 @@ LayerPlan ShardMaker::make_best(const std::vector<LayerPlan>& candidates, const 
     best_report = std::move(report);
   }
   best.scores = std::move(scores);
-  finish(best, origin_of(best, sample_input), true, std::move(best_block), std::move(best_report));
-  return best;
+  return finish(best, origin_of(best, sample_input), true, std::move(best_block), std::move(best_report));
 }
 
 BlockTokens ShardMaker::tokens_of(int64_t layer, const LayerPass& pass) {
   if (recipe_.propagate == Propagate::original)
     return {pass.layers.block_input().cpu(), pass.layers.routed_output().cpu(), pass.share.groups};
-  if (!compressed_) {
-    std::vector<at::Tensor> sequences;
-    for (int64_t s = 0; s < pass.share.number; ++s) sequences.push_back(pass.ids[pass.share.first + s]);
-    compressed_.emplace(job_.checkpoint, job_.model, compute_, std::move(sequences),
-                        layer_weights(job_.checkpoint, job_.model, compute_, job_.ranks));
-  }
   while (compressed_->next_layer() < layer) compressed_->run_layer();  // dense layers
   compressed_->begin_layer();
   // What the routed experts must add for the two residual streams to meet after this layer.
   return {compressed_->block_input().cpu(), pass.layers.hidden().sub(compressed_->hidden()).cpu(), pass.share.groups};
+}
+
+at::Tensor ShardMaker::compressed_after(int64_t layer) {
+  if (!compressed_) return {};
+  while (compressed_->next_layer() <= layer) compressed_->run_layer();  // dense layers
+  return compressed_->hidden();
 }
 
 LayerUnits ShardMaker::aligned(const LayerPlan& layer, const at::Tensor& sample_input) const {
@@ -196,16 +213,18 @@ SparseBlock ShardMaker::reconstructed(const LayerPlan& layer, const at::Tensor& 
   return reconstruct(tokens, {layer, rule, router, recipe}, std::move(block), compute_, job_.ranks, report);
 }
 
-void ShardMaker::finish(const LayerPlan& layer, const ShardOrigin& origin, bool write, SparseBlock block, ReconstructionReport report) {
+LayerRecord ShardMaker::finish(const LayerPlan& layer, const ShardOrigin& origin, bool write, SparseBlock block,
+                               ReconstructionReport report) {
   if (recipe_.propagate == Propagate::compressed) compressed_->finish_layer(nullptr, &block);
   job_.log.info("layer " + std::to_string(layer.layer) + ": output error on held-out tokens " + percent(report.start_error) + " -> " +
                 percent(report.error) + (layer.method.empty() ? "" : " (" + layer.method + ")"));
-  job_.summary.reconstruction.push_back(std::move(report));
+  job_.summary.reconstruction.push_back(report);
   const bool mine = job_.ranks.owner_of(layer.layer) == job_.ranks.rank();
   job_.ranks.on_all([&] {
     if (mine && write) background_.submit([&job = job_, index = layer.layer, origin, block] { write_block(job, index, origin, block); });
     background_.check();
   });
+  return {layer, std::move(report)};
 }
 
 bool shards_are_valid(Job& job, const Plan& plan) {

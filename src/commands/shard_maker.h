@@ -9,6 +9,7 @@
 
 #include "commands/background.h"
 #include "commands/job.h"
+#include "commands/resumption.h"
 #include "hcsmoe/merging.h"
 #include "hcsmoe/shards.h"
 
@@ -19,11 +20,17 @@ namespace hcsmoe {
 class ShardMaker {
  public:
   ShardMaker(Job&, const Compute&, const Recipe&, Background&);
-  /// sample_input: of a recipe that aligns. pass: of a recipe that needs tokens; else it may be null. Collective.
-  void make(const LayerPlan&, const at::Tensor& sample_input, const LayerPass* pass);
+  /// Of a recipe that propagates what compression does: the stream through the compressed layers, from where the resumption says.
+  void begin_stream(const at::Tensor& ids, Resumption&);
+  /// Passes by a layer that an earlier run has compressed. UserError: its shard is missing or damaged. Collective.
+  void pass_by(const LayerRecord&);
+  /// sample_input: of a recipe that aligns. pass: of a recipe that needs tokens; else it may be null. Collective. Returns what was done.
+  LayerRecord make(const LayerPlan&, const at::Tensor& sample_input, const LayerPass* pass);
   /// Chooses between plans of one layer by the held-out error of their reconstructed blocks, and makes the shard of the best: all are
   /// ranked after the first steps, the best two are reconstructed in full. Returns it with the scores. Collective.
-  LayerPlan make_best(const std::vector<LayerPlan>& candidates, const at::Tensor& sample_input, const LayerPass& pass);
+  LayerRecord make_best(const std::vector<LayerPlan>& candidates, const at::Tensor& sample_input, const LayerPass& pass);
+  /// The stream through the compressed layers after this one, on the device; undefined where there is none.
+  at::Tensor compressed_after(int64_t layer);
   /// Whether WORK holds the layer's shard; to be asked in the order of the layers. Collective.
   bool is_valid(const LayerPlan&, const at::Tensor& sample_input);
 
@@ -35,7 +42,7 @@ class ShardMaker {
   BlockTokens tokens_of(int64_t layer, const LayerPass&);
   SparseBlock reconstructed(const LayerPlan&, const at::Tensor& sample_input, const BlockTokens&, int64_t rounds, ReconstructionReport&);
   /// The layer's block is this one: written by its owner, and run by the compressed stream.
-  void finish(const LayerPlan&, const ShardOrigin&, bool write, SparseBlock, ReconstructionReport);
+  LayerRecord finish(const LayerPlan&, const ShardOrigin&, bool write, SparseBlock, ReconstructionReport);
 
   Job& job_;
   const Compute compute_;

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "commands/reconstruction_json.h"
 #include "support/files.h"
 
 namespace hcsmoe {
@@ -84,14 +85,7 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     }
     if (!s.reconstruction.empty()) {
       json["reconstruction"] = ordered_json::array();
-      for (const ReconstructionReport& layer : s.reconstruction) {
-        ordered_json steps = ordered_json::array();
-        for (const ReconstructionStep& step : layer.steps) {
-          steps.push_back({{"step", step.what}, {"error", step.error}, {"kept", step.kept}, {"seconds", step.seconds}});
-        }
-        json["reconstruction"].push_back(
-            {{"layer", layer.layer}, {"start_error", layer.start_error}, {"error", layer.error}, {"steps", steps}});
-      }
+      for (const ReconstructionReport& layer : s.reconstruction) json["reconstruction"].push_back(reconstruction_json(layer));
     }
     json["bytes"] = {{"model", s.model_bytes}};
     if (s.output_bytes > 0) json["bytes"]["output"] = s.output_bytes;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "commands/job.h"
+#include "commands/resumption.h"
 #include "hcsmoe/calibration.h"
 #include "hcsmoe/device_link.h"
 #include "hcsmoe/error.h"
@@ -51,6 +52,11 @@ struct Found {
   StatisticSet somewhere;                         // and that some layer has
 };
 
+/// Statistics that must not be replaced without being asked to: a pass over the model may have taken days.
+struct OtherOrigin : UserError {
+  using UserError::UserError;
+};
+
 Found statistics_found(const Job& job) {
   const CalibrationConfig& calibration = job.config.calibration;
   const int64_t sample = std::min(calibration.sample, calibration.sequences * calibration.length);
@@ -65,14 +71,20 @@ Found statistics_found(const Job& job) {
       StatisticsOrigin origin;
       const ExpertStatistics statistics = load_statistics(file, &origin);
       if (!(origin == job.summary.origin)) {
-        job.log.info("statistics in " + file.parent_path().string() +
-                     " are of another checkpoint, calibration text or type: collecting anew");
-        return {false, {}, {}};
+        const StatisticsOrigin& now = job.summary.origin;
+        const std::string what = origin.checkpoint != now.checkpoint ? "another checkpoint"
+                                 : origin.calibration != now.calibration
+                                     ? "other calibration tokens (files, sequences, length, seed, add_bos)"
+                                     : "another type of computation (" + origin.dtype + ")";
+        throw OtherOrigin(file.string() + ": these statistics were collected with " + what,
+                          "name another folder in `work`, set it back, or collect them again with --fresh");
       }
       StatisticSet there = collected(statistics);
       found.somewhere |= there;
       if (statistics.sample_input.defined() && statistics.sample_input.size(0) != sample) there = there.without(of_samples);
       found.everywhere = found.everywhere.without(StatisticSet::all().without(there));
+    } catch (const OtherOrigin&) {
+      throw;
     } catch (const UserError& error) {
       job.log.warn(std::string(error.what()) + "; collecting anew");
       found.every_layer = false;
@@ -85,7 +97,7 @@ Found statistics_found(const Job& job) {
 
 std::optional<StatisticSet> statistics_to_collect(const Job& job, StatisticSet needed) {
   int64_t answer = 0;  // -1: nothing
-  if (job.ranks.is_root()) {
+  job.ranks.on_root([&] {
     const Found found = statistics_found(job);
     const StatisticSet missing = needed.without(found.everywhere);
     if (found.every_layer && !missing.empty()) {
@@ -93,7 +105,7 @@ std::optional<StatisticSet> statistics_to_collect(const Job& job, StatisticSet n
     }
     needed |= found.somewhere;  // nothing that was there is lost
     answer = found.every_layer && missing.empty() ? -1 : static_cast<int64_t>(needed.bits());
-  }
+  });
   std::string bytes(reinterpret_cast<const char*>(&answer), sizeof answer);
   job.ranks.broadcast(bytes, 0);
   std::memcpy(&answer, bytes.data(), sizeof answer);
@@ -101,11 +113,9 @@ std::optional<StatisticSet> statistics_to_collect(const Job& job, StatisticSet n
   return StatisticSet::of_bits(static_cast<unsigned>(answer));
 }
 
-void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::optional<StatisticSet>& wanted,
-           const std::function<void(const LayerPass&)>& after_layer) {
-  const SequenceShare share = deal_sequences(ids.size(0), ids.size(1), job.ranks);
-  std::vector<at::Tensor> sequences;
-  for (int64_t s = 0; s < share.number; ++s) sequences.push_back(ids[share.first + s]);
+void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::optional<StatisticSet>& wanted, Resumption& resumption,
+           const std::function<void(const LayerPass&)>& after_layer, const std::function<at::Tensor(int64_t layer)>& compressed) {
+  const SequenceShare& share = resumption.share();
   job.summary.sweep_tokens = ids.numel();
   if (job.ranks.device()) {
     job.ranks.on_all(
@@ -113,14 +123,17 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::o
   }
   const auto start = std::chrono::steady_clock::now();
   job.summary.stage("sweep", [&] {
-    LayerSweep layers(job.checkpoint, job.model, compute, std::move(sequences),
-                      layer_weights(job.checkpoint, job.model, compute, job.ranks));
+    SweepStart begin = resumption.take_original();
+    LayerSweep layers(job.checkpoint, job.model, compute, resumption.sequences(ids),
+                      layer_weights(job.checkpoint, job.model, compute, job.ranks, begin.layer), begin);
+    begin.hidden.reset();
     std::optional<StatisticsAccumulator> sums;
     if (wanted) sums.emplace(job.model.experts, wanted->has(Statistic::output_sum) ? job.model.expert_intermediate : 0, compute.device);
     const std::vector<int64_t> sampled = sampled_tokens(ids.numel(), job.config.calibration.sample);
     const bool samples = wanted && wanted->without(of_samples) != *wanted;
     int64_t moe_layer = 0;
-    Progress progress(job.log, "sweep", job.model.layers, "layers", "tokens");
+    for (const int64_t before : job.model.moe_layers()) moe_layer += before < layers.next_layer();
+    Progress progress(job.log, "sweep", job.model.layers - layers.next_layer(), "layers", "tokens");
     while (layers.next_layer() < job.model.layers) {
       const int64_t layer = layers.next_layer();
       if (!job.model.layer[static_cast<size_t>(layer)].moe) {
@@ -154,6 +167,7 @@ void sweep(Job& job, const Compute& compute, const at::Tensor& ids, const std::o
       }
       progress.step();
       progress.add_detail(static_cast<double>(ids.numel()) / static_cast<double>(job.model.layers));
+      resumption.after_layer(layer, layers.hidden(), [&] { return compressed(layer); });
     }
     job.summary.figures = layers.figures();
   });

@@ -36,6 +36,7 @@ Options:
   --set key.path=value   sets or overrides a key of the configuration; may be given several times
                          (lists: --set 'calibration.files=[a.txt, b.txt]'; paths are relative to the current folder)
   --all                  collect: every statistic that any method needs; without it, those of the configured one
+  --fresh                run, collect, apply: starts over, where an interrupted run with the same configuration would be continued
   --plan FILE            apply: the plan to apply; without it, the work folder's plan.json
                          evaluate: a plan to measure beside the model; may be given several times
   --machine RATE=NUMBER  inspect: a rate of the machine that it estimates seconds for, in place of that of a node of eight A100; may be given
@@ -44,7 +45,8 @@ Options:
   --version              prints the version
   -h, --help             prints this
 
-Exit codes: 0 done, 2 something to mend in the configuration or the files, 1 any other failure.
+Exit codes: 0 done, 2 something to mend in the configuration or the files, 75 asked to stop (SIGTERM, SIGUSR1) and saved: the same command goes
+on from there, 1 any other failure.
 docs/configuration.md describes every key.
 )";
 
@@ -79,6 +81,7 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   app.add_option("--set", line.overrides, "key.path=value")->allow_extra_args(false);
   app.add_option("--plan", plans, "FILE")->allow_extra_args(false);
   app.add_flag("--all", line.all);
+  app.add_flag("--fresh", line.fresh);
   app.add_option("--machine", line.machine, "rate=number")->allow_extra_args(false);
   app.add_option("--trace", trace, "FILE")->allow_extra_args(false);
   try {
@@ -108,6 +111,8 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   }
   if (plans.size() > 1 && line.command == Command::apply) throw mistake("'apply' takes one --plan");
   if (line.all && line.command != Command::collect) throw mistake("--all belongs to the command 'collect'");
+  const bool resumes = line.command == Command::run || line.command == Command::collect || line.command == Command::apply;
+  if (line.fresh && !resumes) throw mistake("--fresh belongs to the commands 'run', 'collect' and 'apply'");
   if (app.count("--trace") > 0 && trace.empty()) throw mistake("--trace needs the name of a file");
   if (!trace.empty() && line.command == Command::inspect)
     throw mistake("--trace belongs to commands that run: 'inspect' only computes figures");

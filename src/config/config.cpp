@@ -23,12 +23,12 @@ constexpr int64_t max_threads = 4096;
 /// Every key there is. docs/configuration.md describes them.
 const std::vector<SectionKeys>& known_keys() {
   static const std::vector<SectionKeys> keys = {
-      {"", {"model", "output", "work", "output_shard_size", "calibration", "compression", "device", "evaluation"}},
+      {"", {"model", "output", "work", "save_every", "output_shard_size", "calibration", "compression", "device", "evaluation"}},
       {"calibration", {"files", "text_key", "sequences", "length", "seed", "add_bos", "sample"}},
       {"compression",
        {"method", "experts", "feature", "metric", "linkage", "merge", "router", "reconstruction", "propagate", "rounds", "init", "seed",
         "max_cluster_size", "candidates", "protect"}},
-      {"device", {"type", "dtype", "threads", "memory", "read_ahead"}},
+      {"device", {"type", "dtype", "threads", "memory", "read_ahead", "wait_limit"}},
       {"evaluation", {"perplexity", "tasks", "length", "batch_tokens", "reference"}},
   };
   return keys;
@@ -241,6 +241,7 @@ DeviceConfig read_device(const YamlNode& root) {
   config.threads = static_cast<int>(section.integer("threads", config.threads, 0, max_threads));
   config.memory = read_size(section, "memory", config.memory, "80GB");
   config.read_ahead = read_size(section, "read_ahead", config.read_ahead, "64GB");
+  config.wait_limit = section.integer("wait_limit", config.wait_limit, 1, 1'000'000);
   return config;
 }
 
@@ -347,6 +348,7 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   config.output = top.path("output");
   config.work = top.path("work");
   if (config.work.empty() && !config.output.empty()) config.work = config.output.string() + ".work";
+  config.save_every = top.integer("save_every", config.save_every, 0, 1'000'000'000);
   config.output_files.max_shard_bytes = read_size(top, "output_shard_size", config.output_files.max_shard_bytes, "5GB");
   config.calibration = read_calibration(root, is_one_of(command, {Command::run, Command::collect}));
   config.compression = read_compression(root);

@@ -16,6 +16,7 @@ int main(int argc, char** argv) {
   using namespace hcsmoe;
   CommandLine line;
   if (!read_command_line(argc, argv, true, line)) return 0;
+  block_stop_signals();
   int provided = MPI_THREAD_SINGLE;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
   int exit_code = 0;
@@ -28,7 +29,8 @@ int main(int argc, char** argv) {
       link->async_error_at = std::atoi(number);
     ranks.use_device(link);
     try {
-      run_command(line, read_config(line.config, line.overrides, line.command), ranks, log, nullptr);
+      StopRequest stop(ranks.rank(), ranks.local_processes(), 0);
+      run_command(line, read_config(line.config, line.overrides, line.command), ranks, log, nullptr, stop);
     } catch (const Error& error) {
       log.error(error.what());
       exit_code = static_cast<int>(error.exit_code());
