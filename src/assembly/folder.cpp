@@ -21,6 +21,22 @@ bool holds_weights(const std::string& name) {
          std::any_of(std::begin(endings), std::end(endings), [&](const char* end) { return name.ends_with(end); });
 }
 
+/// A link (git keeps them) may lead to any file of this machine, which must not get into an output that is handed on. One that leads out of
+/// the folder is followed to the blobs of a Hugging Face cache, or to a file of the same name that is of a kind a model has.
+bool leads_astray(const fs::path& link, const fs::path& model) {
+  std::error_code failure;
+  const fs::path target = fs::canonical(link, failure), folder = failure ? fs::path() : fs::canonical(model, failure);
+  if (failure) return true;
+  if (std::mismatch(folder.begin(), folder.end(), target.begin(), target.end()).first == folder.end()) return false;
+  if (target.parent_path().filename() == "blobs") return false;
+  const std::string name = link.filename().string();
+  if (target.filename() != name) return true;
+  static constexpr const char* endings[] = {".json", ".txt", ".model", ".jinja", ".md", ".py", ".tiktoken"};
+  const bool of_a_model =
+      std::any_of(std::begin(endings), std::end(endings), [&](const char* end) { return !name.starts_with('.') && name.ends_with(end); });
+  return !of_a_model;
+}
+
 }  // namespace
 
 OtherFiles other_files(const Checkpoint& checkpoint) {
@@ -41,6 +57,8 @@ OtherFiles other_files(const Checkpoint& checkpoint) {
       others.left_out.push_back(name + (entry->is_symlink(missing) ? ": a link that leads nowhere" : ": not a regular file"));
     } else if (holds_weights(name)) {
       others.left_out.push_back(name + ": weights of the original");
+    } else if (entry->is_symlink(missing) && leads_astray(entry->path(), checkpoint.folder())) {
+      others.left_out.push_back(name + ": a link out of the folder; put the file there if it belongs to the model");
     } else {
       others.copied.push_back({entry->path(), fs::file_size(entry->path())});
     }

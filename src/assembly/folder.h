@@ -18,7 +18,8 @@ struct OtherFiles {
   std::vector<File> copied;           // tokenizer, generation_config.json, licence, modeling code ...
   std::vector<std::string> left_out;  // "name: why"
 };
-/// The checkpoint folder's other files, by name. A link (in a Hugging Face cache every file is one) counts as the file that it leads to.
+/// The checkpoint folder's other files, by name. A link (in a Hugging Face cache every file is one) counts as the file that it leads to;
+/// one that leads out of the folder to a file that is not a model's is left out.
 OtherFiles other_files(const Checkpoint&);
 
 /// The checkpoint's config.json with K experts, otherwise unchanged.

@@ -3,6 +3,7 @@
 #include <unicode/uchar.h>
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -50,7 +51,7 @@ std::vector<AddedToken> read_added_tokens(const Json& list, const JsonPlace& pla
   if (!list.is_array()) throw UserError(place.text() + " must be a list");
   std::unordered_map<std::string, size_t> known;  // content -> index in tokens
   const auto vocabulary_size = static_cast<int32_t>(model.vocabulary().size());
-  std::optional<int32_t> highest;
+  std::optional<int64_t> highest;
   for (const Json& entry : list) {
     require_object(entry, place);
     require_known_keys(entry, {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}, place);
@@ -67,8 +68,10 @@ std::vector<AddedToken> read_added_tokens(const Json& list, const JsonPlace& pla
       refuse(place, "the token \"" + token.content + "\" with two different descriptions");
     }
     const std::optional<int32_t> in_vocabulary = model.find(token.content);
-    token.id = in_vocabulary ? *in_vocabulary : highest && *highest >= vocabulary_size ? *highest + 1 : vocabulary_size;
-    highest = std::max(highest.value_or(token.id), token.id);
+    const int64_t id = in_vocabulary ? *in_vocabulary : highest && *highest >= vocabulary_size ? *highest + 1 : vocabulary_size;
+    if (id > std::numeric_limits<int32_t>::max()) throw UserError(place.text() + ": the token \"" + token.content + "\" has no number left");
+    token.id = static_cast<int32_t>(id);
+    highest = std::max(highest.value_or(id), id);
     known.emplace(token.content, tokens.size());
     tokens.push_back(std::move(token));
   }

@@ -1,5 +1,6 @@
 // NumPy's .npy: a magic string, a version, the length of a header, the header (a Python dict literal), the array's bytes.
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -24,6 +25,8 @@ static_assert(std::endian::native == std::endian::little, "arrays are read and w
 
 constexpr std::string_view magic = "\x93NUMPY";
 constexpr size_t max_header = 1 << 16;
+constexpr size_t max_dimensions = 32;
+constexpr uint64_t max_bytes = uint64_t{16} << 30;  // of values, which are read as one
 
 struct NpyType {
   std::string_view name;
@@ -141,10 +144,10 @@ std::string read_text(const File& file, uint64_t offset, size_t size) {
 /// The product of the sizes times the element size, unless it exceeds 2^63.
 std::optional<uint64_t> byte_count(const std::vector<int64_t>& shape, uint64_t element) {
   auto bytes = static_cast<int64_t>(element);
-  for (const int64_t size : shape) {
-    if (__builtin_mul_overflow(bytes, size, &bytes)) return std::nullopt;
+  for (const int64_t size : shape) {  // zero counts as one here, because torch multiplies the strides of empty arrays like that
+    if (__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes)) return std::nullopt;
   }
-  return static_cast<uint64_t>(bytes);
+  return std::find(shape.begin(), shape.end(), 0) != shape.end() ? 0 : static_cast<uint64_t>(bytes);
 }
 
 }  // namespace
@@ -179,11 +182,19 @@ at::Tensor read_npy(const std::filesystem::path& path) {
   if (header.fortran_order && header.shape.size() > 1) {
     throw UserError(name + ": the array is in Fortran order", "write it again with numpy.ascontiguousarray");
   }
+  if (header.shape.size() > max_dimensions) {
+    throw UserError(name + ": an array of " + std::to_string(header.shape.size()) + " dimensions; at most " +
+                    std::to_string(max_dimensions) + " are read");
+  }
   const uint64_t data_begin = header_begin + length;
   const std::optional<uint64_t> bytes = byte_count(header.shape, at::elementSize(*type));
   if (!bytes || *bytes != file_size - data_begin) {
     throw UserError(name + ": the header's shape does not fit the file, which has " + std::to_string(file_size - data_begin) +
                     " bytes of values");
+  }
+  if (*bytes > max_bytes) {
+    throw UserError(name + ": " + std::to_string(*bytes) + " bytes of values; at most " + std::to_string(max_bytes) + " are read",
+                    "keep the part of the array that is needed");
   }
   at::Tensor values = at::empty(header.shape, at::TensorOptions(*type));
   file.read_at(data_begin, {static_cast<std::byte*>(values.data_ptr()), *bytes});

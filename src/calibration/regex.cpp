@@ -56,6 +56,8 @@ class Search {
 }  // namespace
 
 Regex::Regex(std::string_view pattern, const JsonPlace& place) : pattern_(pattern) {
+  constexpr size_t longest_pattern = 1 << 16;
+  if (pattern.size() > longest_pattern) refuse(place, "a regular expression of " + std::to_string(pattern.size()) + " bytes");
   const std::string translated = translate_regex(pattern, place);
   const std::unique_ptr<pcre2_compile_context, FreeCompileContext> context(pcre2_compile_context_create(nullptr));
   if (!context) throw Error("out of memory in a regular expression");

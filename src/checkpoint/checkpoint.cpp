@@ -133,7 +133,7 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
   auto state = std::make_unique<State>();
   state->folder = folder;
   const std::filesystem::path config = folder / "config.json";
-  if (!std::filesystem::exists(config)) {
+  if (std::error_code ignored; !std::filesystem::exists(config, ignored)) {
     throw UserError(config.string() + " is missing", "`model` is the folder of a Hugging Face checkpoint: config.json and *.safetensors");
   }
   state->config_text = read_file(config, largest_config);

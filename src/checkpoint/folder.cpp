@@ -17,6 +17,12 @@ namespace fs = std::filesystem;
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 
+// Whatever the file system says against the name (too long, not allowed to look): it is no file then.
+bool is_file(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_regular_file(path, ignored);
+}
+
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> names;
   std::error_code error;
@@ -31,7 +37,8 @@ std::vector<std::string> names_in(const fs::path& folder) {
 // Where huggingface_hub leaves what it has not finished; empty if there is none.
 std::string unfinished_download(const fs::path& folder) {
   for (const fs::path& place : {folder, folder / ".cache/huggingface/download"}) {
-    if (!fs::is_directory(place)) continue;
+    std::error_code ignored;
+    if (!fs::is_directory(place, ignored)) continue;
     for (const std::string& name : names_in(place)) {
       if (name.ends_with(".incomplete")) return (place / name).string();
     }
@@ -41,7 +48,8 @@ std::string unfinished_download(const fs::path& folder) {
 
 [[noreturn]] void missing_file(const fs::path& folder, const std::string& name, const std::string& who_wants_it) {
   const fs::path file = folder / name;
-  if (fs::is_symlink(fs::symlink_status(file))) {
+  std::error_code ignored;
+  if (fs::is_symlink(fs::symlink_status(file, ignored))) {
     throw UserError(file.string() + " is a link to a file that does not exist", "download the model again");
   }
   const std::string unfinished = unfinished_download(folder);
@@ -53,7 +61,8 @@ std::string unfinished_download(const fs::path& folder) {
 }
 
 void check_plain_name(const fs::path& index, const std::string& tensor, const std::string& file) {
-  const bool plain = !file.empty() && file != "." && file != ".." && file.find_first_of(std::string("/\\\0", 3)) == std::string::npos;
+  const bool plain = !file.empty() && file != "." && file != ".." && file.find_first_of("/\\") == std::string::npos &&
+                     std::none_of(file.begin(), file.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
   if (!plain) {
     throw UserError(
         index.string() + ": tensor " + name_text(tensor) + " is said to be in " + name_text(file) + ", which is not a plain file name",
@@ -81,12 +90,12 @@ FolderContents from_index(const fs::path& folder) {
     contents.weight_map[tensor] = file;
   }
   if (files.empty()) throw UserError(index.string() + ": its weight_map is empty");
-  if (fs::exists(folder / kSingleFile) && !files.count(kSingleFile)) {
+  if (is_file(folder / kSingleFile) && !files.count(kSingleFile)) {
     throw UserError(folder.string() + " holds both " + kSingleFile + " and " + kIndexFile + ", which does not name it",
                     "remove the one that is not this model");
   }
   for (const std::string& file : files) {
-    if (!fs::is_regular_file(folder / file)) missing_file(folder, file, "the index names it");
+    if (!is_file(folder / file)) missing_file(folder, file, "the index names it");
     contents.files.push_back(folder / file);
   }
   return contents;
@@ -145,11 +154,11 @@ FolderContents model_files(const fs::path& folder) {
     throw UserError("the model folder " + folder.string() + " does not exist",
                     "`model` is a folder on this machine; `huggingface-cli download NAME --local-dir FOLDER` makes one");
   }
-  if (!fs::is_directory(folder)) throw UserError(folder.string() + " is not a folder", "`model` is the folder that holds config.json");
+  if (!fs::is_directory(folder, error)) throw UserError(folder.string() + " is not a folder", "`model` is the folder that holds config.json");
   const std::vector<std::string> names = names_in(folder);
   if (std::binary_search(names.begin(), names.end(), kIndexFile)) return from_index(folder);
   if (std::binary_search(names.begin(), names.end(), kSingleFile)) {
-    if (!fs::is_regular_file(folder / kSingleFile)) missing_file(folder, kSingleFile, "it is not a file");
+    if (!is_file(folder / kSingleFile)) missing_file(folder, kSingleFile, "it is not a file");
     return {{folder / kSingleFile}, {}};
   }
   std::set<std::string> present;
@@ -159,7 +168,7 @@ FolderContents model_files(const fs::path& folder) {
   FolderContents contents;
   for (const std::string& name : present) {
     check_series(folder, name, present);
-    if (!fs::is_regular_file(folder / name)) missing_file(folder, name, "it is not a file");
+    if (!is_file(folder / name)) missing_file(folder, name, "it is not a file");
     contents.files.push_back(folder / name);
   }
   return contents;

@@ -170,8 +170,10 @@ void check_cluster_order(const std::vector<Cluster>& clusters, bool soft, const 
     std::vector<int64_t> smallest;
     for (const Cluster& cluster : clusters) smallest.push_back(cluster.members.front());
     std::sort(smallest.begin(), smallest.end());
+    constexpr size_t most_shown = 64;
     std::string order;
-    for (const int64_t expert : smallest) order += (order.empty() ? "" : ", ") + std::to_string(expert);
+    for (size_t i = 0; i < std::min(smallest.size(), most_shown); i++) order += (i == 0 ? "" : ", ") + std::to_string(smallest[i]);
+    if (smallest.size() > most_shown) order += ", ...";
     throw UserError(where + ", cluster " + std::to_string(k) + ": its smallest member is expert " +
                         std::to_string(clusters[k].members.front()) + ", that of the cluster before it is expert " +
                         std::to_string(clusters[k - 1].members.front()),

@@ -16,6 +16,8 @@ namespace {
 
 constexpr const char* format = "hcsmoe-statistics/1";
 
+constexpr int64_t most_experts = 1'000'000;
+
 enum class Rows { experts, sample };
 enum class Columns { none, hidden, experts, pairs };  // one a row, D, E, E(E+1)/2
 
@@ -191,7 +193,7 @@ ExpertStatistics load_statistics(const std::filesystem::path& file, StatisticsOr
   statistics.layer = reader.integer("layer");
   statistics.experts = reader.integer("experts");
   statistics.tokens = reader.integer("tokens");
-  if (statistics.layer < 0 || statistics.experts < 1 || statistics.tokens < 0) {
+  if (statistics.layer < 0 || statistics.experts < 1 || statistics.experts > most_experts || statistics.tokens < 0) {
     refuse(file, "layer " + std::to_string(statistics.layer) + ", experts " + std::to_string(statistics.experts) + ", tokens " +
                      std::to_string(statistics.tokens) + ": not possible");
   }

@@ -1,5 +1,6 @@
 #include "support/hdf5_library.h"
 
+#include <algorithm>
 #include <array>
 #include <mutex>
 
@@ -90,9 +91,12 @@ std::string name_from_type(hid_t type) {
 bool byte_count(const std::vector<int64_t>& shape, size_t element, uint64_t& bytes) {
   bytes = element;
   for (int64_t extent : shape) {
-    if (extent < 0 || __builtin_mul_overflow(bytes, static_cast<uint64_t>(extent), &bytes)) return false;
+    // Zero counts as one here: who makes an empty tensor of the shape multiplies its strides like that.
+    if (extent < 0 || __builtin_mul_overflow(bytes, static_cast<uint64_t>(std::max<int64_t>(extent, 1)), &bytes)) return false;
   }
-  return bytes <= uint64_t{INT64_MAX};
+  const bool possible = bytes <= uint64_t{INT64_MAX};
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) bytes = 0;
+  return possible;
 }
 
 }  // namespace hcsmoe::hdf5

@@ -45,8 +45,9 @@ void read_attribute(const std::filesystem::path& path, hid_t file, const std::st
     if (H5Aread(attribute.id(), H5T_NATIVE_INT64, &value) < 0) fail("cannot read " + path.string() + ": the attribute " + name);
     content.integers[name] = value;
   } else if (H5Tget_class(type.id()) == H5T_STRING && H5Tis_variable_str(type.id()) == 0) {
-    std::string text(H5Tget_size(type.id()), '\0');
-    if (text.size() > kLongestText) damaged(path, "the attribute " + name + " has " + std::to_string(text.size()) + " bytes");
+    const size_t length = H5Tget_size(type.id());
+    if (length > kLongestText) damaged(path, "the attribute " + name + " has " + std::to_string(length) + " bytes");
+    std::string text(length, '\0');
     if (H5Aread(attribute.id(), type.id(), text.data()) < 0) fail("cannot read " + path.string() + ": the attribute " + name);
     text.resize(text.find_last_not_of('\0') + 1);
     content.texts[name] = std::move(text);

@@ -8,6 +8,7 @@
 #include "hcsmoe/error.h"
 #include "support/files.h"
 #include "support/log_state.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {
@@ -44,17 +45,20 @@ void Log::open_file(const std::filesystem::path& work) {
   state_->file->set_error_handler([](const std::string&) {});  // a full disk is reported where results are written
 }
 
-void Log::info(const std::string& line) {
+void Log::info(const std::string& text) {
+  const std::string line = printable(text);
   to_file(state_->file.get(), spdlog::level::info, line);
   if (state_->speaks) state_->terminal.print(elapsed(state_->start) + line);
 }
 
-void Log::warn(const std::string& line) {
+void Log::warn(const std::string& text) {
+  const std::string line = printable(text);
   to_file(state_->file.get(), spdlog::level::warn, line);
   if (state_->speaks) state_->terminal.print(elapsed(state_->start) + "warning: " + line);
 }
 
-void Log::error(const std::string& line) {
+void Log::error(const std::string& text) {
+  const std::string line = printable(text);
   to_file(state_->file.get(), spdlog::level::err, line);
   const std::string who = state_->speaks ? "" : "rank " + std::to_string(state_->rank) + ": ";
   state_->terminal.show("");

@@ -31,4 +31,21 @@ inline std::string name_text(std::string_view name) {
   return out + (name.size() > longest ? "...\"" : "\"");
 }
 
+/// Lines for a terminal or a log that may hold text from files: control characters other than line breaks and tabs are escaped.
+inline std::string printable(std::string_view lines) {
+  constexpr std::string_view digits = "0123456789abcdef";
+  std::string out;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(lines[i]);
+    // U+0080 to U+009F steer terminals too; their second byte in UTF-8 follows 0xc2.
+    const bool c1 = byte == 0xc2 && i + 1 < lines.size() && static_cast<unsigned char>(lines[i + 1]) < 0xa0;
+    if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7f || c1) {
+      out += {'\\', 'x', digits[byte >> 4], digits[byte & 15]};
+    } else {
+      out += lines[i];
+    }
+  }
+  return out;
+}
+
 }  // namespace hcsmoe
