@@ -18,6 +18,7 @@
 #include "hcsmoe/log.h"
 #include "hcsmoe/ranks.h"
 #include "hcsmoe/stop.h"
+#include "support/lost_pages.h"
 
 namespace {
 
@@ -48,6 +49,7 @@ int run(const CommandLine& line, const std::optional<UserError>& mistake, pid_t 
   Ranks ranks(MPI_COMM_WORLD);
   Log log(ranks.rank(), ranks.is_root());
   StopRequest stop(ranks.rank(), ranks.local_processes(), ranks.size() > 1 ? parent : 0);
+  report_lost_pages(ranks.rank(), ranks.size());
   std::unique_ptr<Trace> trace;
   try {
     if (mistake) throw CollectiveError(mistake->what(), mistake->exit_code());

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hcsmoe/checkpoint.h"
@@ -38,9 +39,12 @@ void check_output_folder(const Checkpoint&, const std::vector<OutputFile>& layou
 struct AssemblySummary {
   uint64_t bytes = 0;  // of all safetensors files
   int64_t files = 0, tensors = 0, copied_files = 0;
+  /// Of every file of the output, by name: XXH3-128 in hex, as `checksums.xxh128` in the output says too. On rank 0.
+  std::vector<std::pair<std::string, std::string>> checksums;
   std::vector<std::string> left_out;  // files (other weight formats) and layers (for multi-token prediction) that were not copied, with why
 };
-/// Collective. Writes OUTPUT.partial and renames it to OUTPUT. Throws UserError: OUTPUT exists, disk full, a shard is missing or damaged.
+/// Collective. Writes OUTPUT.partial and renames it to OUTPUT. Throws UserError: OUTPUT exists, disk full, a shard is missing or damaged, a
+/// file of the checkpoint has changed since it was opened.
 /// On an error OUTPUT.partial is removed (a full disk needs the room); after a kill it stays, and the next assembly replaces it.
 /// progress(bytes): called on this rank as bytes of safetensors files are written; over all ranks they add up to AssemblySummary::bytes.
 AssemblySummary assemble(const Ranks&, const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes,

@@ -41,7 +41,8 @@ class Tokenizer {
 };
 
 /// The documents of .jsonl[.gz] (one a line, at text_key) and .txt[.gz] (one a file) files, in file order.
-/// Bounded: a file that unpacks to more than 64 GiB or a line of more than 256 MiB is refused.
+/// Bounded: text of more than half of the free memory or 64 GiB, a line of more than 256 MiB, and a .gz file of more than that which
+/// unpacks to more than 200 times its size are refused.
 std::vector<std::string> read_documents(const std::vector<std::filesystem::path>& files, const std::string& text_key);
 
 /// Documents shuffled by the seed, tokenised, each (BOS +) ids + EOS, concatenated and cut: int32 [sequences, length].

@@ -18,6 +18,8 @@
 
 namespace hcsmoe {
 
+class Ranks;
+
 /// A safetensors element type: its name there ("BF16"), bytes an element, and the torch type (Undefined where torch is not needed).
 struct DType {
   std::string name;
@@ -49,6 +51,12 @@ struct SafetensorsHeader {
 /// equal byte ranges, and ranges cover the data without overlap or hole. `head`: the file's first bytes, at least 8 + header length.
 SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint64_t file_size, const std::string& file_name);
 
+/// Bytes of a file that were read as one, and their checksum (XXH3-64).
+struct RangeRead {
+  int file = 0;  // index into Checkpoint::files()
+  uint64_t begin = 0, end = 0, checksum = 0;
+};
+
 class Checkpoint {
  public:
   /// Opens and checks a folder. The index must name plain file names inside the folder; every tensor it lists must be where it says, and no
@@ -75,8 +83,17 @@ class Checkpoint {
   /// The same with a check that the shape is as expected (UserError that shows both).
   at::Tensor tensor(const std::string& name, const std::vector<int64_t>& shape) const;
 
-  /// Brings bytes begin .. end of files()[file] into the page cache. Any thread. UserError: they cannot be read (any more).
+  /// Brings bytes begin .. end of files()[file] into the page cache and notes them (note_read). Any thread. UserError: they cannot be read
+  /// (any more).
   void read_ahead(int file, uint64_t begin, uint64_t end) const;
+  /// Notes what was read from byte `begin` on. Any thread. UserError: other bytes were read there before.
+  void note_read(int file, uint64_t begin, std::span<const std::byte>) const;
+  /// What was noted on this rank, in order.
+  std::vector<RangeRead> ranges_read() const;
+  /// UserError: a file, or one of those that hold these tensors, is not what it was when the checkpoint was opened: replaced, cut, written
+  /// to. Who makes something lasting of a checkpoint's bytes asks after the last of them.
+  void require_unchanged() const;
+  void require_unchanged(const std::vector<std::string>& names) const;
   /// A hint: the bytes are not needed any more (leave resident memory; the page cache may keep them).
   void done_with(const std::string& name) const;
 
@@ -90,5 +107,15 @@ class Checkpoint {
   explicit Checkpoint(std::unique_ptr<State>);
   std::unique_ptr<State> state_;
 };
+
+/// What all ranks have read of a file: how many bytes, and a checksum of them (of the checksums of its ranges, 32 hex digits) that does
+/// not depend on the number of ranks.
+struct FileRead {
+  std::string file;  // its name
+  uint64_t bytes = 0;
+  std::string checksum;
+};
+/// Collective; the result is rank 0's. UserError: two ranks have read different bytes at one place (their nodes see different files).
+std::vector<FileRead> files_read(const Checkpoint&, const Ranks&);
 
 }  // namespace hcsmoe

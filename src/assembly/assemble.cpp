@@ -1,9 +1,6 @@
-#include <fcntl.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <optional>
 #include <system_error>
 
@@ -12,6 +9,7 @@
 #include "hcsmoe/error.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/shards.h"
+#include "support/checksums.h"
 #include "support/files.h"
 #include "support/text.h"
 
@@ -21,33 +19,45 @@ namespace {
 namespace fs = std::filesystem;
 using Written = std::function<void(uint64_t)>;
 
-constexpr uint64_t kernel_piece = uint64_t{64} << 20;  // a copy_file_range call, so that progress is seen
 constexpr uint64_t buffer_piece = uint64_t{8} << 20;
 
 std::string describe(const TensorInfo& tensor) { return tensor.dtype.name + " " + shape_text(tensor.shape); }
 
-/// Appends a byte range of one file to another, inside the kernel where the file systems can do so. Wherever that stops, for whatever
-/// reason, the rest goes through a buffer: a real error (full disk, shorter source) then shows in File's own calls with its message.
-void append_range(File& out, const File& source, uint64_t begin, uint64_t bytes, const Written& written) {
-  off_t from = static_cast<off_t>(begin);
-  uint64_t left = bytes;
-  while (left > 0) {
-    const ssize_t count = ::copy_file_range(source.descriptor(), &from, out.descriptor(), nullptr, std::min(left, kernel_piece), 0);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) break;
-    left -= static_cast<uint64_t>(count);
-    written(static_cast<uint64_t>(count));
+/// A file of the output while it is written. The checksum is of the bytes as they were handed over, so that it also tells of a disk that
+/// keeps others.
+class OutputWriter {
+ public:
+  OutputWriter(const fs::path& path, const Written& written) : file_(File::create(path)), written_(written) {}
+
+  void append(std::span<const std::byte> bytes) {
+    hasher_.add(bytes);
+    file_.write(bytes);
+    written_(bytes.size());
   }
-  if (left == 0) return;
-  std::vector<std::byte> buffer(std::min(left, buffer_piece));
-  while (left > 0) {
-    const std::span piece(buffer.data(), std::min<uint64_t>(left, buffer.size()));
-    source.read_at(begin + bytes - left, piece);
-    out.write(piece);
-    left -= piece.size();
-    written(piece.size());
+  void append(const std::string& text) { append(std::as_bytes(std::span(text))); }
+  /// A byte range of another file. It goes through memory, which the checksum needs, and not from file to file inside the kernel.
+  void append(const File& source, uint64_t begin, uint64_t bytes) {
+    std::vector<std::byte> buffer(std::min(bytes, buffer_piece));
+    for (uint64_t done = 0; done < bytes;) {
+      const std::span piece(buffer.data(), std::min<uint64_t>(bytes - done, buffer.size()));
+      source.read_at(begin + done, piece);
+      append(piece);
+      done += piece.size();
+    }
   }
-}
+  uint64_t size() const { return file_.size(); }
+  /// Brings it to disk. The checksum.
+  std::string finish() {
+    file_.sync();
+    file_.close();
+    return hasher_.hex();
+  }
+
+ private:
+  File file_;
+  Hasher hasher_;
+  Written written_;
+};
 
 /// That a layer's shard holds the merged tensors of the layout, before any byte of the output is written.
 void check_shard(const Checkpoint& checkpoint, const fs::path& work, int64_t layer, const std::vector<OutputFile>& files) {
@@ -70,12 +80,10 @@ void check_shard(const Checkpoint& checkpoint, const fs::path& work, int64_t lay
   }
 }
 
-void write_output_file(const Checkpoint& checkpoint, const fs::path& work, const OutputFile& file, const fs::path& folder,
-                       const Written& written) {
-  File out = File::create(folder / file.name);
-  const std::string header = safetensors_header(file.tensors);
-  out.write(std::as_bytes(std::span(header)));
-  written(header.size());
+FileChecksum write_output_file(const Checkpoint& checkpoint, const fs::path& work, const OutputFile& file, const fs::path& folder,
+                               const Written& written) {
+  OutputWriter out(folder / file.name, written);
+  out.append(safetensors_header(file.tensors));
 
   std::optional<ShardReader> shard;
   std::optional<File> source;
@@ -83,39 +91,36 @@ void write_output_file(const Checkpoint& checkpoint, const fs::path& work, const
   for (const OutputTensor& tensor : file.tensors) {
     if (tensor.from_shard) {
       if (!shard || shard->layer() != tensor.layer) shard.emplace(shard_file(work, tensor.layer));
-      shard->read(tensor.info.name, [&](std::span<const std::byte> piece) {
-        out.write(piece);
-        written(piece.size());
-      });
+      shard->read(tensor.info.name, [&](std::span<const std::byte> piece) { out.append(piece); });
     } else {
       const TensorInfo& original = checkpoint.info(tensor.info.name);
       if (source_index != original.file) {
         source.emplace(File::open_read(checkpoint.files()[static_cast<size_t>(original.file)]));
         source_index = original.file;
       }
-      append_range(out, *source, original.begin, original.bytes(), written);
+      out.append(*source, original.begin, original.bytes());
     }
   }
+  checkpoint.require_unchanged();  // what was copied is of the files whose tensors the shards were merged from
   if (out.size() != file.bytes) {
     throw Error(file.name + ": " + std::to_string(out.size()) + " bytes written, " + std::to_string(file.bytes) + " laid out");
   }
-  out.sync();
-  out.close();
+  return {file.name, out.finish()};
 }
 
-void copy_whole(const fs::path& from, const fs::path& folder) {
+FileChecksum copy_whole(const fs::path& from, const fs::path& folder) {
   const File source = File::open_read(from);
-  File out = File::create(folder / from.filename());
-  append_range(out, source, 0, source.size(), [](uint64_t) {});
-  out.sync();
-  out.close();
+  const FileState before = source.state();
+  OutputWriter out(folder / from.filename(), [](uint64_t) {});
+  out.append(source, 0, before.size);
+  require_unchanged(from, before);
+  return {from.filename().string(), out.finish()};
 }
 
-void write_text(const fs::path& file, const std::string& text) {
-  File out = File::create(file);
-  out.write(std::as_bytes(std::span(text)));
-  out.sync();
-  out.close();
+FileChecksum write_text(const fs::path& folder, const std::string& name, const std::string& text) {
+  OutputWriter out(folder / name, [](uint64_t) {});
+  out.append(text);
+  return {name, out.finish()};
 }
 
 void refuse_existing(const fs::path& output) {
@@ -176,6 +181,7 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
 
   std::vector<OutputFile> files;
   OtherFiles others;
+  std::vector<FileChecksum> checksums;  // of the files that this rank wrote; at last, on rank 0, of all
   ranks.on_root([&] { refuse_existing(output); });
   ranks.on_all([&] {
     const Span span(trace, Activity::reading, "check shards");
@@ -201,15 +207,23 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
         for (size_t i = first; i < std::min(first + round, files.size()); ++i) {
           if (ranks.owner_of(static_cast<int64_t>(i)) != ranks.rank()) continue;
           const Span span(trace, Activity::writing, "output file");
-          write_output_file(checkpoint, work, files[i], partial, written);
+          checksums.push_back(write_output_file(checkpoint, work, files[i], partial, written));
         }
       });
     }
+    const std::vector<std::string> lines = ranks.gather(checksum_lines(checksums), 0);
     ranks.on_root([&] {
       const Span span(trace, Activity::writing, "other files");
-      if (files.size() > 1) write_text(partial / index_name, index_text(checkpoint, files));
-      write_text(partial / "config.json", config_text(checkpoint, model, experts_kept));
-      for (const OtherFiles::File& file : others.copied) copy_whole(file.path, partial);
+      checksums.clear();
+      for (const std::string& of_a_rank : lines) {
+        for (FileChecksum& file : parse_checksum_lines(of_a_rank, "checksums of a rank")) checksums.push_back(std::move(file));
+      }
+      if (files.size() > 1) checksums.push_back(write_text(partial, index_name, index_text(checkpoint, files)));
+      checksums.push_back(write_text(partial, "config.json", config_text(checkpoint, model, experts_kept)));
+      for (const OtherFiles::File& file : others.copied) checksums.push_back(copy_whole(file.path, partial));
+      std::sort(checksums.begin(), checksums.end(), [](const auto& a, const auto& b) { return a.file < b.file; });
+      write_text(partial, checksums_name, checksum_lines(checksums));
+      checkpoint.require_unchanged();
       sync_folder(partial);
       refuse_existing(output);
       rename_folder(partial, output);
@@ -229,6 +243,9 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
   }
   summary.files = static_cast<int64_t>(files.size());
   summary.copied_files = static_cast<int64_t>(others.copied.size());
+  if (ranks.is_root()) {
+    for (const FileChecksum& file : checksums) summary.checksums.emplace_back(file.file, file.checksum);
+  }
   summary.left_out = others.left_out;
   for (std::string& layer : left_out_layers(checkpoint, model, experts_kept)) summary.left_out.push_back(std::move(layer));
   return summary;

@@ -6,7 +6,9 @@
 #include <system_error>
 
 #include "hcsmoe/error.h"
+#include "support/checksums.h"
 #include "support/json.h"
+#include "support/text.h"
 
 namespace hcsmoe {
 namespace {
@@ -40,7 +42,7 @@ bool leads_astray(const fs::path& link, const fs::path& model) {
 }  // namespace
 
 OtherFiles other_files(const Checkpoint& checkpoint) {
-  std::set<std::string> rewritten = {"config.json", index_name};
+  std::set<std::string> rewritten = {"config.json", index_name, checksums_name};
   for (const fs::path& file : checkpoint.files()) rewritten.insert(file.filename().string());
 
   OtherFiles others;
@@ -49,6 +51,10 @@ OtherFiles other_files(const Checkpoint& checkpoint) {
   for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename().string();
     if (rewritten.contains(name)) continue;
+    if (std::any_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f || c == '\\'; })) {
+      others.left_out.push_back(printable(name_text(name)) + ": its name has a control character or a backslash");
+      continue;
+    }
     std::error_code missing;
     const fs::file_status status = fs::status(entry->path(), missing);
     if (fs::is_directory(status)) {

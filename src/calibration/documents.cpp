@@ -15,6 +15,7 @@
 #include "hcsmoe/calibration.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
+#include "support/free_memory.h"
 #include "support/json.h"
 
 namespace hcsmoe {
@@ -26,8 +27,10 @@ using Json = nlohmann::ordered_json;
 /// A text file, unpacked on the way if its name ends in .gz. Counts what it hands out.
 class TextStream {
  public:
-  TextStream(const std::filesystem::path& file, uint64_t max_bytes) : file_(file), left_(max_bytes), buffer_(1 << 20, '\0') {
-    File::open_read(file);  // says what is wrong better than zlib
+  /// most_packed: bytes of text for a byte of the file, from `lenient` bytes of text on.
+  TextStream(const std::filesystem::path& file, uint64_t most_packed, uint64_t lenient)
+      : file_(file), lenient_(lenient), buffer_(1 << 20, '\0') {
+    most_ = File::open_read(file).size() * most_packed;  // opening says what is wrong better than zlib
     stream_.reset(gzopen(file.c_str(), "rb"));
     if (!stream_) throw UserError("cannot read " + file.string() + ": " + std::strerror(errno));
     const bool packed = gzdirect(stream_.get()) == 0;
@@ -43,9 +46,11 @@ class TextStream {
       throw UserError("cannot read " + file_.string() + ": " + (code == Z_ERRNO ? std::strerror(errno) : message),
                       code == Z_BUF_ERROR ? "the file is cut off: copy it again" : "");
     }
-    if (static_cast<uint64_t>(count) > left_)
-      throw UserError(file_.string() + " unpacks to more bytes than are accepted", "split the file");
-    left_ -= static_cast<uint64_t>(count);
+    read_ += static_cast<uint64_t>(count);
+    if (read_ > std::max(most_, lenient_)) {
+      throw UserError(file_.string() + " unpacks to more than " + std::to_string(read_ >> 20) + " MiB, far more than text packs to",
+                      "is it a file of text? Unpack it with gzip -d and give what comes out");
+    }
     return std::string_view(buffer_).substr(0, static_cast<size_t>(count));
   }
 
@@ -54,7 +59,7 @@ class TextStream {
     void operator()(gzFile_s* stream) const { gzclose(stream); }
   };
   std::filesystem::path file_;
-  uint64_t left_;
+  uint64_t most_ = 0, lenient_ = 0, read_ = 0;
   std::string buffer_;
   std::unique_ptr<gzFile_s, Close> stream_;
 };
@@ -119,27 +124,40 @@ FileKind file_kind(const std::filesystem::path& file) {
 
 DocumentFiles::DocumentFiles(std::vector<std::filesystem::path> files, std::string text_key, const DocumentLimits& limits)
     : files_(std::move(files)), text_key_(std::move(text_key)) {
-  for (size_t file = 0; file < files_.size(); ++file) read(file, limits);
+  uint64_t left = std::min(limits.all_bytes, free_memory() / 2);
+  for (size_t file = 0; file < files_.size(); ++file) read(file, limits, left);
 }
 
-void DocumentFiles::read(size_t file, const DocumentLimits& limits) {
+void DocumentFiles::read(size_t file, const DocumentLimits& limits, uint64_t& left) {
   const FileKind kind = file_kind(files_[file]);
   if (kind == FileKind::token_ids) throw UserError(files_[file].string() + ": token ids where text is expected");
   const bool lines = kind == FileKind::json_lines;
   RawDocument document{file, lines ? 1 : 0, ""};
+  const auto take = [&](uint64_t bytes) {
+    if (bytes > left) {
+      throw UserError(files_[file].string() + ": more text than fits: all files together may take half of the free memory, at most " +
+                          std::to_string(limits.all_bytes >> 20) + " MiB",
+                      "give fewer files, or split this one: calibration needs a few million bytes");
+    }
+    left -= bytes;
+  };
   const auto append = [&](std::string_view bytes) {
     if (document.bytes.size() + bytes.size() > limits.document_bytes) {
       throw UserError(files_[file].string() + (lines ? ", line " + std::to_string(document.line) : "") + ": a document of more than " +
                           std::to_string(limits.document_bytes >> 20) + " MiB",
                       "cut the text into documents, one a line of a .jsonl file");
     }
+    take(bytes.size());
     document.bytes += bytes;
   };
   const auto finish = [&] {
-    if (!is_blank(document.bytes)) raw_.push_back({file, document.line, std::move(document.bytes)});
+    if (!is_blank(document.bytes)) {
+      take(sizeof document);
+      raw_.push_back({file, document.line, std::move(document.bytes)});
+    }
     document.bytes.clear();
   };
-  TextStream stream(files_[file], limits.file_bytes);
+  TextStream stream(files_[file], limits.most_packed, limits.document_bytes);
   for (std::string_view bytes = stream.next(); !bytes.empty(); bytes = stream.next()) {
     for (size_t newline = 0; lines && (newline = bytes.find('\n')) != std::string_view::npos;) {
       append(bytes.substr(0, newline));

@@ -25,10 +25,13 @@ struct Document {
   std::vector<int32_t> ids;  // of a line that has "input_ids" and no text: already tokenised
 };
 
-/// A file that is longer than this, or a line or text that is longer than that, is refused.
+/// What is refused: text of more than `all_bytes` in all files together, or a line or text of more than `document_bytes`. All documents are
+/// held in memory, so the first is at most half of what is free, too. So is a packed file of which the unpacked text is more than
+/// `most_packed` times as large, and more than `document_bytes`: text packs to a third or a tenth, a bomb to a thousandth.
 struct DocumentLimits {
-  uint64_t file_bytes = uint64_t{64} << 30;  // unpacked
+  uint64_t all_bytes = uint64_t{64} << 30;  // unpacked
   uint64_t document_bytes = uint64_t{256} << 20;
+  uint64_t most_packed = 200;
 };
 
 class DocumentFiles {
@@ -43,7 +46,8 @@ class DocumentFiles {
   Document parse(size_t index) const;
 
  private:
-  void read(size_t file, const DocumentLimits&);
+  /// left: bytes of memory that its documents may take; less, afterwards.
+  void read(size_t file, const DocumentLimits&, uint64_t& left);
 
   std::vector<std::filesystem::path> files_;
   std::string text_key_;

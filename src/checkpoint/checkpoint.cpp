@@ -9,10 +9,12 @@
 #include <cstring>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <unordered_map>
 #include <utility>
 
 #include "checkpoint/folder.h"
+#include "checkpoint/read_record.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
 #include "support/json.h"
@@ -53,6 +55,7 @@ struct Checkpoint::State {
   uint64_t total_bytes = 0;
   std::once_flag fingerprint_once;
   std::string fingerprint;
+  ReadRecord read;
 
   void add_file(const std::filesystem::path& path);
   void check_weight_map(const std::map<std::string, std::string>& weight_map) const;
@@ -96,6 +99,7 @@ std::string Checkpoint::State::make_fingerprint() const {
   std::vector<File> open_files;
   for (const auto& path : files) {
     open_files.push_back(File::open_read(path));
+    hcsmoe::require_unchanged(path, maps[open_files.size() - 1]->state());
     ::posix_fadvise(open_files.back().descriptor(), 0, 0, POSIX_FADV_RANDOM);
   }
   std::vector<const TensorInfo*> sorted;
@@ -120,6 +124,7 @@ std::string Checkpoint::State::make_fingerprint() const {
       if (last == 0) break;
     }
   }
+  for (size_t i = 0; i < files.size(); ++i) hcsmoe::require_unchanged(files[i], maps[i]->state());
   return hasher.hex();
 }
 
@@ -194,7 +199,12 @@ at::Tensor Checkpoint::tensor(const std::string& name, const std::vector<int64_t
 
 void Checkpoint::read_ahead(int file, uint64_t begin, uint64_t end) const {
   const auto i = static_cast<size_t>(file);
-  if (state_->maps[i]->read_ahead(begin, end)) return;
+  const MappedFile& map = *state_->maps[i];
+  if (map.read_ahead(begin, end)) {
+    end = std::min<uint64_t>(end, map.bytes().size());
+    note_read(file, begin, map.bytes().subspan(begin, end - begin));
+    return map.advise_done(begin, end);
+  }
   const uint64_t size = std::filesystem::file_size(state_->files[i]), opened = state_->maps[i]->bytes().size();
   const std::string range = "bytes " + std::to_string(begin) + " to " + std::to_string(end) + " cannot be read";
   if (size < opened) {
@@ -203,6 +213,25 @@ void Checkpoint::read_ahead(int file, uint64_t begin, uint64_t end) const {
                     "is another program writing to it?");
   }
   throw UserError(state_->files[i].string() + ": " + range + ": its disk or network file system fails", "copy the model to another disk");
+}
+
+void Checkpoint::note_read(int file, uint64_t begin, std::span<const std::byte> bytes) const {
+  if (state_->read.add({file, begin, begin + bytes.size(), checksum64(bytes)})) return;
+  throw UserError(state_->files[static_cast<size_t>(file)].string() + ": bytes " + std::to_string(begin) + " to " +
+                      std::to_string(begin + bytes.size()) + " are not those that were read there before in this run",
+                  "another program writes to the file, or its disk or network file system fails");
+}
+
+std::vector<RangeRead> Checkpoint::ranges_read() const { return state_->read.ranges(); }
+
+void Checkpoint::require_unchanged() const {
+  for (size_t i = 0; i < state_->files.size(); ++i) hcsmoe::require_unchanged(state_->files[i], state_->maps[i]->state());
+}
+
+void Checkpoint::require_unchanged(const std::vector<std::string>& names) const {
+  std::set<size_t> files;
+  for (const std::string& name : names) files.insert(static_cast<size_t>(info(name).file));
+  for (const size_t i : files) hcsmoe::require_unchanged(state_->files[i], state_->maps[i]->state());
 }
 
 void Checkpoint::done_with(const std::string& name) const {

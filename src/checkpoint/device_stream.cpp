@@ -125,7 +125,9 @@ class DeviceStream : public WeightStream {
   void read(size_t i) {
     std::byte* const buffer = ring_.buffer(i);
     for (const FileRange& range : mine_[i].ranges) {
-      files_[static_cast<size_t>(range.file)].read_at(range.begin, {buffer + (range.at - mine_[i].begin), range.end - range.begin});
+      const std::span bytes(buffer + (range.at - mine_[i].begin), range.end - range.begin);
+      files_[static_cast<size_t>(range.file)].read_at(range.begin, bytes);
+      plan_.checkpoint.note_read(range.file, range.begin, bytes);
     }
   }
 

@@ -1,32 +1,12 @@
 #include "hcsmoe/weight_stream.h"
 
 #include <algorithm>
-#include <fstream>
 
 #include "checkpoint/streams.h"
 #include "hcsmoe/error.h"
+#include "support/free_memory.h"
 
 namespace hcsmoe {
-namespace {
-
-uint64_t number_in(const std::string& file) {
-  std::ifstream in(file);
-  uint64_t number = 0;
-  return in >> number ? number : UINT64_MAX;  // "max", or there is no such file
-}
-
-uint64_t free_memory() {
-  uint64_t free = uint64_t{4} << 30;
-  std::ifstream info("/proc/meminfo");
-  for (std::string word; info >> word;) {
-    if (word == "MemAvailable:" && info >> free) free <<= 10;
-  }
-  // In a container: what its limit leaves.
-  const uint64_t limit = number_in("/sys/fs/cgroup/memory.max"), used = number_in("/sys/fs/cgroup/memory.current");
-  return limit == UINT64_MAX || used == UINT64_MAX ? free : std::min(free, limit - std::min(limit, used));
-}
-
-}  // namespace
 
 StreamPlan::StreamPlan(const Checkpoint& from, std::vector<std::vector<std::string>> layers, int64_t first_)
     : checkpoint(from), first(first_), current(first_ - 1) {

@@ -281,6 +281,7 @@ void collect(Job& job) {
   };
   sweep(job, compute, ids, wanted, resumption, save, [](int64_t) { return at::Tensor(); });
   job.ranks.on_all([&] { background.wait(); });
+  job.summary.read = files_read(job.checkpoint, job.ranks);
   mark_job(job, JobState::finished);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
   job.log.info("statistics: " + (job.config.work / "statistics").string());

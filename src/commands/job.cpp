@@ -23,20 +23,24 @@ uint64_t free_bytes(std::filesystem::path folder) {
 
 void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace, StopRequest& stop) {
   Job job = open_job(line, config, ranks, log, trace, stop);
-  switch (line.command) {
-    case Command::run:
-      return run(job);
-    case Command::inspect:
-      return inspect(job);
-    case Command::collect:
-      return collect(job);
-    case Command::plan:
-      return plan(job);
-    case Command::apply:
-      return apply(job);
-    case Command::evaluate:
-      return evaluate(job);
-  }
+  const auto work = [&] {
+    switch (line.command) {
+      case Command::run:
+        return run(job);
+      case Command::inspect:
+        return inspect(job);
+      case Command::collect:
+        return collect(job);
+      case Command::plan:
+        return plan(job);
+      case Command::apply:
+        return apply(job);
+      case Command::evaluate:
+        return evaluate(job);
+    }
+  };
+  work();
+  ranks.on_all([&] { job.checkpoint.require_unchanged(); });
 }
 
 Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace, StopRequest& stop) {
@@ -112,6 +116,7 @@ void check_output(const Job& job, int64_t experts_kept) {
 }
 
 void write_output(Job& job, int64_t experts_kept) {
+  job.summary.read = files_read(job.checkpoint, job.ranks);
   job.summary.stage("assembly", [&] {
     // The bar shows rank 0's files.
     const auto layout = output_layout(job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes);
@@ -126,6 +131,7 @@ void write_output(Job& job, int64_t experts_kept) {
         },
         job.trace);
     job.summary.output_bytes = done.bytes;
+    job.summary.checksums = done.checksums;
     job.summary.left_out = done.left_out;
     job.summary.output = job.config.output.string();
     job.summary.experts_kept = experts_kept;

@@ -33,8 +33,10 @@ void write_shard(const Job& job, int64_t layer, const ShardOrigin& origin, const
   tensors([&](const std::string& name, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
     writer.write(name, dtype, shape, bytes);
   });
+  const std::vector<std::string> names = moe_tensor_names(job.model, layer, job.model.experts);
+  job.checkpoint.require_unchanged(names);
   writer.finish();
-  for (const std::string& name : moe_tensor_names(job.model, layer, job.model.experts)) job.checkpoint.done_with(name);
+  for (const std::string& name : names) job.checkpoint.done_with(name);
 }
 
 void write_block(const Job& job, int64_t layer, const ShardOrigin& origin, const SparseBlock& block) {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "commands/reconstruction_json.h"
+#include "support/checksums.h"
 #include "support/files.h"
 
 namespace hcsmoe {
@@ -89,6 +90,11 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     }
     json["bytes"] = {{"model", s.model_bytes}};
     if (s.output_bytes > 0) json["bytes"]["output"] = s.output_bytes;
+    if (!s.read.empty() || !s.checksums.empty()) {
+      ordered_json& checksums = json["checksums"] = {{"algorithm", checksums_algorithm}};
+      for (const FileRead& file : s.read) checksums["read"][file.file] = {{"bytes", file.bytes}, {"checksum", file.checksum}};
+      for (const auto& [file, checksum] : s.checksums) checksums["output"][file] = checksum;
+    }
     json["peak_memory_bytes"] = peak;
     if (!s.left_out.empty()) json["left_out"] = s.left_out;
     if (!s.evaluation.empty()) json["evaluation"] = evaluation_json(s.evaluation, s.dtype);

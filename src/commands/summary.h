@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "commands/evaluation_report.h"
+#include "hcsmoe/checkpoint.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/plan.h"
 #include "hcsmoe/ranks.h"
@@ -31,6 +32,8 @@ struct Summary {
   uint64_t model_bytes = 0, output_bytes = 0;
   std::string output;
   std::vector<std::string> left_out;
+  std::vector<FileRead> read;                                  // of the checkpoint, by the sweeps of all ranks; on rank 0
+  std::vector<std::pair<std::string, std::string>> checksums;  // of the output's files; on rank 0
   std::vector<MeasuredModel> evaluation;
   std::vector<ReconstructionReport> reconstruction;  // of each layer, where blocks were fitted
 

@@ -48,6 +48,7 @@ at::Tensor expert_output_sums(const StatisticsAccumulator& sums, const Checkpoin
     checkpoint.done_with(name);
     mine.append(reinterpret_cast<const char*>(output.data()), output.size() * sizeof(double));
   }
+  checkpoint.require_unchanged(moe_tensor_names(model, layer, E));
   const std::vector<std::string> parts = ranks.gather(mine, 0);
   if (!ranks.is_root()) return {};
   at::Tensor result = at::empty({E, D}, at::TensorOptions().dtype(at::kDouble));

@@ -146,6 +146,7 @@ void LayerSweep::finish_layer(StatisticsAccumulator* statistics, const SparseBlo
     figures.block_operations += figures.operations - before;
     figures.block_seconds += watch.seconds();
   }
+  state.checkpoint.require_unchanged(layer_tensor_names(state.model, state.layer));
   state.begun = false;
   ++state.layer;
 }

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "hcsmoe/error.h"
+#include "support/lost_pages.h"
 
 namespace hcsmoe {
 namespace {
@@ -44,7 +45,29 @@ constexpr size_t largest_transfer = size_t{1} << 30;
 
 std::filesystem::path folder_of(const std::filesystem::path& path) { return path.has_parent_path() ? path.parent_path() : "."; }
 
+FileState state_of(const struct stat& status) {
+  return {status.st_ino, static_cast<uint64_t>(status.st_size), status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
+}
+
 }  // namespace
+
+void require_unchanged(const std::filesystem::path& path, const FileState& before) {
+  struct stat status {};
+  std::string what;
+  if (::stat(path.c_str(), &status) != 0) {
+    what = std::string("the file cannot be found any more: ") + std::strerror(errno);
+  } else if (const FileState now = state_of(status); now.inode != before.inode) {
+    what = "the file was replaced by another one";
+  } else if (now.size != before.size) {
+    what = "the file had " + std::to_string(before.size) + " bytes and now has " + std::to_string(now.size);
+  } else if (!(now == before)) {
+    what = "the file was written to";
+  } else {
+    return;
+  }
+  throw UserError(path.string() + ": " + what + " while this program read it",
+                  "what was made of it cannot be trusted: start again when no other program changes the file");
+}
 
 File File::open_read(const std::filesystem::path& path) {
   // O_NONBLOCK: opening a named pipe must fail below instead of waiting for a writer. It changes nothing for regular files.
@@ -86,6 +109,12 @@ uint64_t File::size() const {
   struct stat status {};
   if (::fstat(fd_, &status) != 0) fail("read the size of", path_);
   return static_cast<uint64_t>(status.st_size);
+}
+
+FileState File::state() const {
+  struct stat status {};
+  if (::fstat(fd_, &status) != 0) fail("read the state of", path_);
+  return state_of(status);
 }
 
 void File::read_at(uint64_t offset, std::span<std::byte> out) const {
@@ -169,7 +198,8 @@ void make_folder(const std::filesystem::path& folder) {
 
 MappedFile::MappedFile(const std::filesystem::path& path) {
   File file = File::open_read(path);
-  size_ = file.size();
+  state_ = file.state();
+  size_ = state_.size;
   if (size_ == 0) return;
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.descriptor(), 0);
   if (address == MAP_FAILED) {
@@ -177,18 +207,23 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
                     errno == ENOMEM ? "a mapped file needs address space, not memory: is `ulimit -v` set?" : "");
   }
   data_ = static_cast<const std::byte*>(address);
+  watch_mapping(data_, size_, path.c_str());
 }
 
-MappedFile::MappedFile(MappedFile&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), state_(other.state_) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(state_, other.state_);
   return *this;
 }
 
 MappedFile::~MappedFile() {
-  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (!data_) return;
+  forget_mapping(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 // The kernel reads little at one piece of advice, about 128 KiB or what the disk takes in one request, so advice comes in small steps that
@@ -207,7 +242,6 @@ bool MappedFile::read_ahead(uint64_t begin, uint64_t end) const {
       if (errno != EAGAIN && errno != EINTR) return false;
     }
   }
-  advise_done(begin, end);
   return true;
 }
 

@@ -11,6 +11,16 @@
 
 namespace hcsmoe {
 
+/// What tells a file from another of its name, and from itself once it is written to or cut.
+struct FileState {
+  uint64_t inode = 0, size = 0;
+  int64_t seconds = 0, nanoseconds = 0;  // of its last change
+  bool operator==(const FileState&) const = default;
+};
+/// UserError, which says what happened, unless the path still names the file in that state. Whoever reads a file for long asks this after
+/// the last byte: what was read before belongs together then.
+void require_unchanged(const std::filesystem::path&, const FileState& before);
+
 /// An open file descriptor.
 class File {
  public:
@@ -22,6 +32,7 @@ class File {
   ~File();
   int descriptor() const { return fd_; }
   uint64_t size() const;
+  FileState state() const;
   void read_at(uint64_t offset,
                std::span<std::byte> out) const;  // all of it: loops over short reads and EINTR; the file ending early is an error
   void write(std::span<const std::byte> bytes);  // at the current end; loops likewise
@@ -41,7 +52,8 @@ void sync_folder(const std::filesystem::path& folder);
 /// Creates the folder and its parents.
 void make_folder(const std::filesystem::path& folder);
 
-/// A whole file mapped read only (MAP_SHARED). An empty file maps to an empty span.
+/// A whole file mapped read only (MAP_SHARED). An empty file maps to an empty span. Bytes that cannot be read (any more) end whoever
+/// touches them with SIGBUS: see support/lost_pages.h.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path&);
@@ -49,14 +61,17 @@ class MappedFile {
   MappedFile& operator=(MappedFile&&) noexcept;
   ~MappedFile();
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// Of the file when it was opened.
+  const FileState& state() const { return state_; }
   /// Brings the range into the page cache and returns when it is there: false if some of it cannot be read (the file has become shorter, or
-  /// its disk fails), which would end whoever reads the mapping with a signal.
+  /// its disk fails), which would end whoever reads the mapping with a signal. The pages stay in this process until advise_done.
   bool read_ahead(uint64_t begin, uint64_t end) const;
   void advise_done(uint64_t begin, uint64_t end) const;  // whole pages inside the range: out of this process, not out of the page cache
 
  private:
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
+  FileState state_;
 };
 
 /// XXH3-128 of everything added, as 32 hex digits.

@@ -4,6 +4,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <csignal>
 #include <fstream>
 #include <iterator>
@@ -15,6 +16,7 @@
 #include "hcsmoe/assembly.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/shards.h"
+#include "support/checksums.h"
 #include "support/hdf5_file.h"
 #include "support/temporary_folder.h"
 
@@ -190,7 +192,7 @@ TEST_F(Assemble, OtherFilesAreCopiedOrLeftOut) {
   const std::set<std::string> copied = {
       ".gitattributes", "LICENSE", "empty.txt", "generation_config.json", "modeling_demo.py", "tokenizer.json", "tokenizer_config.json"};
   std::set<std::string> expected = copied;
-  expected.insert({"config.json", "model.safetensors.index.json"});
+  expected.insert({"config.json", "model.safetensors.index.json", "checksums.xxh128"});
   EXPECT_EQ(names, expected);
   EXPECT_EQ(summary.copied_files, static_cast<int64_t>(copied.size()));
   for (const std::string& name : copied) EXPECT_EQ(content(output() / name), content(model_folder() / name)) << name;
@@ -199,6 +201,59 @@ TEST_F(Assemble, OtherFilesAreCopiedOrLeftOut) {
                                       "model.gguf: weights of the original", "onnx: a folder",
                                       "pytorch_model.bin.index.json: weights of the original", "pytorch_model.bin: weights of the original",
                                       "tf_model.x: weights of the original"}));
+}
+
+TEST_F(Assemble, ChecksumsOfEveryFile) {
+  const AssemblySummary summary = run(output());
+  if (!ranks.is_root()) return;
+  const auto files = parse_checksum_lines(content(output() / "checksums.xxh128"), "checksums");
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(output())) names.insert(entry.path().filename());
+  names.erase("checksums.xxh128");
+  ASSERT_EQ(files.size(), names.size());
+  ASSERT_EQ(summary.checksums.size(), names.size());
+  for (size_t i = 0; i < files.size(); ++i) {
+    EXPECT_TRUE(names.contains(files[i].file));
+    EXPECT_EQ(files[i].checksum, file_checksum(output() / files[i].file)) << files[i].file;
+    EXPECT_EQ(summary.checksums[i], std::pair(files[i].file, files[i].checksum));
+  }
+}
+
+TEST_F(Assemble, LinksToWhatIsNotAModelsAreLeftOut) {
+  on_root([&] {
+    std::ofstream(fs::path(root) / "secret") << "a key";
+    for (const char* name : {"LICENSE.md", ".env", "same.json"}) std::ofstream(fs::path(root) / name) << "outside";
+    fs::create_directories(fs::path(root) / "blobs");
+    std::ofstream(fs::path(root) / "blobs" / "01ab") << "blob";
+    fs::create_symlink("../secret", model_folder() / "vocab.txt");  // another name
+    fs::create_symlink("../secret", model_folder() / "secret");     // not a kind of file that a model has
+    fs::create_symlink("../.env", model_folder() / ".env");
+    fs::create_symlink("../same.json", model_folder() / "same.json");
+    fs::create_symlink("../blobs/01ab", model_folder() / "tokens.tiktoken");
+    fs::create_symlink("empty.txt", model_folder() / "inside.txt");
+  });
+  ranks.barrier();
+  const AssemblySummary summary = run(output());
+  for (const char* name : {"same.json", "tokens.tiktoken", "inside.txt"}) EXPECT_TRUE(fs::exists(output() / name)) << name;
+  for (const std::string name : {"vocab.txt", "secret", ".env"}) {
+    EXPECT_FALSE(fs::exists(output() / name)) << name;
+    EXPECT_TRUE(std::ranges::any_of(summary.left_out, [&](const std::string& line) { return line.starts_with(name + ": a link out of"); }))
+        << name;
+  }
+}
+
+TEST_F(Assemble, ACheckpointThatChangesIsRefused) {
+  on_root([&] {
+    const fs::path link = model_folder() / "model-00002-of-00003.safetensors", copy = fs::path(root) / "copy";
+    fs::copy_file(link, copy);
+    fs::remove(link);
+    fs::rename(copy, link);
+  });
+  ranks.barrier();
+  const std::string message = refused(output());
+  EXPECT_NE(message.find("model-00002-of-00003.safetensors"), std::string::npos) << message;
+  EXPECT_NE(message.find("replaced"), std::string::npos) << message;
+  EXPECT_FALSE(fs::exists(partial()));
 }
 
 TEST_F(Assemble, OneFileHasNoIndex) {

@@ -169,8 +169,12 @@ TEST_F(Calibration, DamagedGzip) {
 TEST_F(Calibration, BoundsOfFiles) {
   const auto file = write_gz("a.jsonl.gz", "{\"text\": \"" + std::string(5000, 'a') + "\"}\n{\"text\": \"a\"}\n");
   EXPECT_EQ(DocumentFiles({file}, "text", {6000, 5100}).raw().size(), 2u);
-  EXPECT_USER_ERROR(DocumentFiles({file}, "text", {4000, 5100}), "unpacks to more");
+  EXPECT_USER_ERROR(DocumentFiles({file}, "text", {4000, 5100}), "more text than fits");
   EXPECT_USER_ERROR(DocumentFiles({file}, "text", {6000, 4000}), "line 1");
+  EXPECT_USER_ERROR(DocumentFiles({file, file}, "text", {6000, 5100}), "more text than fits");
+  const auto bomb = write_gz("bomb.jsonl.gz", std::string(3 << 20, '\n'));  // lines that are no documents take no memory
+  EXPECT_EQ(DocumentFiles({bomb}, "text", {4 << 20, 4 << 20, 200}).raw().size(), 0u);
+  EXPECT_USER_ERROR(DocumentFiles({bomb}, "text", {4 << 20, 1 << 20, 200}), "far more than text packs to");
 }
 
 TEST_F(Calibration, IdsOutsideTheVocabulary) {

@@ -91,6 +91,13 @@ TEST(Npy, Refusals) {
        {"(3,)", "(1,)", "(2, 2)", "(9223372036854775807, 2)", "(4611686018427387904, 4)", "(99999999999999999999,)", "()"}) {
     EXPECT_NE(error(npy(header("<i4", "False", shape), two)), "no UserError") << shape;
   }
+  EXPECT_EQ(error(npy(header("<i4", "False", "(0, 4)"), "")), "no UserError");
+  for (const std::string shape : {"(0, 4611686018427387904, 4611686018427387904)", "(4611686018427387904, 4, 0)"}) {
+    EXPECT_NE(error(npy(header("<i4", "False", shape), "")), "no UserError") << shape;
+  }
+  std::string many = "(";
+  for (int i = 0; i < 33; ++i) many += "1, ";
+  EXPECT_NE(error(npy(header("<i4", "False", many + ")"), std::string(4, '\1'))).find("33 dimensions"), std::string::npos);
   for (const std::string text :
        {"", "{", "{}", "{'descr': '<i4'}", "{'descr': '<i4', 'descr': '<i4', 'shape': (2,)}",
         "{'descr': '<i4', 'fortran_order': 0, 'shape': (2,)}", "{'descr': '<i4', 'fortran_order': False, 'shape': (-2,)}",

@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <array>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
 
 #include "hcsmoe/error.h"
+#include "support/files.h"
 #include "support/nearest_name.h"
 #include "support/temporary_folder.h"
 
@@ -118,6 +120,38 @@ TEST_F(TwoFiles, TensorsComeFileByFileInTheOrderOfTheirBytes) {
   checkpoint.read_ahead(0, 0, checkpoint.info("a").end);
   checkpoint.done_with("a");
   EXPECT_EQ(checkpoint.tensor("a")[4].item<float>(), 104.0f);
+}
+
+TEST_F(TwoFiles, FilesThatChangeAreNamed) {
+  const Checkpoint checkpoint = Checkpoint::open(folder.path());
+  EXPECT_NO_THROW(checkpoint.require_unchanged());
+  write_safetensors(folder / second, {ramp("c", 3, 7)});
+  expect_error<UserError>([&] { checkpoint.require_unchanged(); }, {second, "had", "now has", "start again"});
+  expect_error<UserError>([&] { checkpoint.require_unchanged({"a", "c"}); }, {second});
+  EXPECT_NO_THROW(checkpoint.require_unchanged({"a", "b"}));
+  expect_error<UserError>([&] { checkpoint.fingerprint(); }, {second});
+}
+
+TEST_F(TwoFiles, WhatIsReadIsNotedOnce) {
+  const Checkpoint checkpoint = Checkpoint::open(folder.path());
+  const TensorInfo &b = checkpoint.info("b"), &a = checkpoint.info("a"), &c = checkpoint.info("c");
+  checkpoint.read_ahead(1, c.begin, c.end);
+  checkpoint.read_ahead(0, a.begin, a.end);
+  checkpoint.read_ahead(0, b.begin, b.end);
+  checkpoint.read_ahead(0, a.begin, a.end);
+  const std::vector<RangeRead> read = checkpoint.ranges_read();
+  ASSERT_EQ(read.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    const TensorInfo& info = *std::array{&b, &a, &c}[i];
+    EXPECT_EQ(read[i].file, info.file);
+    EXPECT_EQ(read[i].begin, info.begin);
+    EXPECT_EQ(read[i].end, info.end);
+    EXPECT_EQ(read[i].checksum, checksum64(checkpoint.bytes(info.name)));
+  }
+  std::vector<std::byte> other(checkpoint.bytes("a").begin(), checkpoint.bytes("a").end());
+  EXPECT_NO_THROW(checkpoint.note_read(0, a.begin, other));
+  other[3] ^= std::byte{1};
+  expect_error<UserError>([&] { checkpoint.note_read(0, a.begin, other); }, {first, "not those that were read there before"});
 }
 
 TEST_F(TwoFiles, ATensorOutlivesItsCheckpoint) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <fstream>
 #include <random>
 
@@ -60,6 +61,34 @@ TEST(File, AtomicWriteReplacesAndLeavesNoTemporaryName) {
   size_t entries = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder.path())) entries += entry.exists();
   EXPECT_EQ(entries, 2u);  // plan.json and taken
+}
+
+TEST(File, ItsStateTellsWhatHappenedToIt) {
+  TemporaryFolder folder;
+  const auto path = folder / "a";
+  write_text(path, "12345678");
+  std::filesystem::last_write_time(path, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  const FileState before = File::open_read(path).state();
+  EXPECT_EQ(before.size, 8u);
+  EXPECT_EQ(MappedFile(path).state(), before);
+  EXPECT_NO_THROW(require_unchanged(path, before));
+  std::filesystem::create_hard_link(path, folder / "kept");  // so that its number is not given to another file
+
+  write_text(folder / "other", "12345678");
+  std::filesystem::last_write_time(folder / "other", std::filesystem::last_write_time(path));
+  std::filesystem::rename(folder / "other", path);
+  expect_error<UserError>([&] { require_unchanged(path, before); }, {path.string(), "replaced", "hint"});
+  std::filesystem::rename(folder / "kept", path);
+  EXPECT_NO_THROW(require_unchanged(path, before));
+  {
+    std::fstream file(path, std::ios::in | std::ios::out);
+    file << '1';  // the same byte
+  }
+  expect_error<UserError>([&] { require_unchanged(path, before); }, {path.string(), "was written to"});
+  write_text(path, "123");
+  expect_error<UserError>([&] { require_unchanged(path, before); }, {path.string(), "had 8 bytes and now has 3"});
+  std::filesystem::remove(path);
+  expect_error<UserError>([&] { require_unchanged(path, before); }, {path.string(), "cannot be found any more"});
 }
 
 TEST(File, MakeFolderRefusesAFileOfThatName) {

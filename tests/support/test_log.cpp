@@ -131,6 +131,11 @@ TEST(LogTest, RankZeroSpeaks) {
   expect_matches(spoken, R"(\[ +\d+\.\d s\] model \{\} read\n\[ +\d+\.\d s\] warning: slow disk\nhcsmoe_dist: error: disk full\n)");
 }
 
+TEST(LogTest, WhatSteersATerminalIsEscaped) {
+  const std::string spoken = stderr_of([] { Log(0, true).error("tensor \x1b[2J\r\x7f of\n\tcaf\xc3\xa9\xc2\x9b"); });
+  EXPECT_EQ(spoken, "hcsmoe_dist: error: tensor \\x1b[2J\\x0d\\x7f of\n\tcaf\xc3\xa9\\xc2\x9b\n");
+}
+
 TEST(LogTest, OtherRanksSpeakOnlyErrors) {
   const std::string spoken = stderr_of([] {
     Log log(3, false);
