@@ -6,7 +6,7 @@
 //   FAULTY_IO_WHAT   short: half of what is asked for    eintr: every other call is interrupted
 //                    EIO, ENOSPC: the call fails so
 //                    cut, touch, replace: once, before the call, the file FAULTY_IO_VICTIM loses its second half, is written to at its end,
-//                    or gives way to VICTIM.new
+//                    or gives way to FAULTY_IO_REPLACEMENT
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -42,14 +42,12 @@ static void change_victim(const char* what) {
   const char* victim = setting("FAULTY_IO_VICTIM");
   struct stat status;
   if (strcmp(what, "replace") == 0) {
-    char fresh[4096];
-    snprintf(fresh, sizeof fresh, "%s.new", victim);
-    rename(fresh, victim);
+    rename(setting("FAULTY_IO_REPLACEMENT"), victim);
   } else if (stat(victim, &status) == 0 && strcmp(what, "cut") == 0) {
     if (truncate(victim, status.st_size / 2) != 0) abort();
   } else {
     const int fd = REAL(open)(victim, O_WRONLY);
-    if (fd < 0 || REAL(pwrite)(fd, "\x7f", 1, status.st_size - 1) != 1) abort();
+    if (fd < 0 || REAL(pwrite)(fd, "\x3c", 1, status.st_size - 1) != 1) abort();
     REAL(close)(fd);
   }
 }
