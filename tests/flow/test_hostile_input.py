@@ -1,15 +1,13 @@
-"""Files that an attacker or an accident brings, and files that change while they are read: the run ends with the bytes that it always gives, or
-with a message and a code that is not zero; never with a wrong result, and never without end."""
+"""Files that an attacker or an accident brings, and files that change while they are read: the run ends with the bytes that it always gives,
+or with a message and a code that is not zero; never with a wrong result, and never without end."""
 
 import ctypes
 import ctypes.util
 import gzip
 import json
-import os
 import re
 import shutil
 
-import numpy as np
 import pytest
 from conftest import BUILD, ONE_A_FAMILY, digests, job_command, job_digests, need, run_job, run_program, write_config
 from reference import read_tensors
@@ -61,7 +59,8 @@ def test_a_pickle_beside_the_model_is_left_alone(broken, tmp_path):
     model, job = broken
     (model / "training_args.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     said = run_job(tmp_path, 1, job)
-    assert "training_args.bin: weights of the original" in said.stdout + said.stderr and not (tmp_path / "output" / "training_args.bin").exists()
+    assert "training_args.bin: weights of the original" in said.stdout + said.stderr
+    assert not (tmp_path / "output" / "training_args.bin").exists()
 
 
 INDEX = {
@@ -165,14 +164,18 @@ def test_links_out_of_the_model_are_not_copied(broken, tmp_path):
     assert (said.stdout + said.stderr).count("a link out of the folder") == 2
 
 
+def clusters(plan):
+    return plan["layers"][0]["clusters"]
+
+
 PLAN = {
     "format": (lambda plan: plan.update(format="hcsmoe-plan/9"), ["format"]),
-    "expert twice": (lambda plan: plan["layers"][0]["clusters"][0]["members"].append(plan["layers"][0]["clusters"][1]["members"][0]), ["expert|values"]),
-    "expert that is not there": (lambda plan: plan["layers"][0]["clusters"][0]["members"].__setitem__(0, 10**9), ["expert"]),
-    "negative weight": (lambda plan: plan["layers"][0]["clusters"][0]["weights"].__setitem__(0, -1), ["weights"]),
+    "expert twice": (lambda plan: clusters(plan)[0]["members"].append(clusters(plan)[1]["members"][0]), ["expert|values"]),
+    "expert that is not there": (lambda plan: clusters(plan)[0]["members"].__setitem__(0, 10**9), ["expert"]),
+    "negative weight": (lambda plan: clusters(plan)[0]["weights"].__setitem__(0, -1), ["weights"]),
     "huge layer": (lambda plan: plan["layers"][-1].update(layer=10**6), ["layer"]),
     "experts": (lambda plan: plan["layers"][0].update(experts=10**6), ["experts"]),
-    "a cluster less": (lambda plan: plan["layers"][0]["clusters"].pop(), ["expert"]),
+    "a cluster less": (lambda plan: clusters(plan).pop(), ["expert"]),
     "tree": (lambda plan: plan["layers"][0]["tree"].append([0, 1, 2.0, 99]), ["tree"]),
 }  # fmt: skip
 
@@ -328,7 +331,6 @@ def test_checksums_of_what_was_read_follow_the_bytes(broken, main_job, tmp_path)
 
 def test_an_output_that_is_compressed_again_has_its_own_checksums(case, main_job, tmp_path):
     output, _ = main_job(NAME)
-    job = case.job(tmp_path / "output") | {"model": str(output), "compression": {"method": "hc-smoe", "experts": case.kept, "reconstruction": "none"}}
-    run_job(tmp_path, 1, job)
+    run_job(tmp_path, 1, case.job(tmp_path / "output") | {"model": str(output)})
     lines = (tmp_path / "output" / "checksums.xxh128").read_text().splitlines()
     assert {line.split("  ")[1] for line in lines} == {name for name in digests(tmp_path / "output") if name != "checksums.xxh128"}

@@ -1,5 +1,5 @@
-"""Makes the seeds of the fuzz targets, seeds/TARGET/*: small files as the program meets them, from tests/data and from the libraries that write
-them. They are committed; this is how they came to be.
+"""Makes the seeds of the fuzz targets, seeds/TARGET/*: small files as the program meets them, from the libraries that write them. They are
+committed; this is how they came to be.
 
     .deps/python/bin/python tests/fuzz/make_seeds.py WORK
 
@@ -19,8 +19,6 @@ import torch
 from safetensors.torch import save
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent / "data"
-DEMO = DATA / "demo" / "model"
 
 
 def write(target: str, name: str, content):
@@ -45,16 +43,18 @@ def index():
 
 
 def model_configs():
-    common = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
-              "num_experts_per_tok": 2, "hidden_act": "silu", "max_position_embeddings": 128, "tie_word_embeddings": False}  # fmt: skip
+    common = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "rms_norm_eps": 1e-6, "num_experts_per_tok": 2, "hidden_act": "silu", "max_position_embeddings": 128,
+              "tie_word_embeddings": False}  # fmt: skip
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 1.0}
-    groups = {"n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 16, "intermediate_size": 32, "first_k_dense_replace": 1,
-              "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True}  # fmt: skip
+    groups = {"n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 16, "intermediate_size": 32,
+              "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True}  # fmt: skip
     families = {
         "mixtral": {"num_local_experts": 8, "intermediate_size": 32, "sliding_window": 16},
         "qwen2_moe": {"num_experts": 8, "moe_intermediate_size": 16, "intermediate_size": 32, "shared_expert_intermediate_size": 32,
                       "decoder_sparse_step": 1, "mlp_only_layers": [0]},
-        "deepseek": {"n_routed_experts": 8, "moe_intermediate_size": 16, "intermediate_size": 32, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        "deepseek": {"n_routed_experts": 8, "moe_intermediate_size": 16, "intermediate_size": 32,
+                     "rope_scaling": {"type": "linear", "factor": 2.0}},
         "deepseek_v3": groups | {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
                                  "rope_scaling": yarn, "num_nextn_predict_layers": 1},
         "glm4_moe": groups | {"head_dim": 16, "partial_rotary_factor": 0.5, "use_qk_norm": True, "attention_bias": True},
@@ -92,12 +92,15 @@ evaluation:
 
 def tokenizers():
     vocabulary = {character: i for i, character in enumerate("<s> </s> <unk> l o w e r n s t Ġ Ċ é 1 2 3 lo low er lowest".split())}
-    model = {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "vocab": vocabulary, "merges": ["l o", "lo w", "e r"]}
+    model = {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "vocab": vocabulary,
+             "merges": ["l o", "lo w", "e r"]}  # fmt: skip
     added = [{"id": 0, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": True, "normalized": False, "special": True},
-             {"id": 21, "content": "123", "single_word": True, "lstrip": True, "rstrip": False, "normalized": True, "special": False}]  # fmt: skip
-    split = {"type": "Split", "pattern": {"Regex": "(?i:'s|'t)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
-             "behavior": "Isolated", "invert": False}  # fmt: skip
-    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+             {"id": 21, "content": "123", "single_word": True, "lstrip": True, "rstrip": False, "normalized": True,
+              "special": False}]  # fmt: skip
+    pattern = "(?i:'s|'t)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}  # fmt: skip
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}}],
                 "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}  # fmt: skip
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     kinds = {
@@ -125,7 +128,8 @@ def documents():
 
 
 def arrays():
-    for name, array in [("ids", np.arange(12, dtype=np.int32).reshape(3, 4)), ("long", np.zeros(3, np.int64)), ("empty", np.zeros((0, 4), np.float32))]:
+    ids = np.arange(12, dtype=np.int32).reshape(3, 4)
+    for name, array in [("ids", ids), ("long", np.zeros(3, np.int64)), ("empty", np.zeros((0, 4), np.float32))]:
         file = io.BytesIO()
         np.save(file, array)
         write("npy", name, file.getvalue())
@@ -133,12 +137,14 @@ def arrays():
 
 def plans(work: Path):
     shutil.copyfile(work / "plan.json", HERE / "seeds" / "plan" / "whole")
-    soft = {"layer": 0, "experts": 3, "soft": True, "clusters": [{"members": [0, 1], "weights": [0.5, 0.5]}, {"members": [1, 2], "weights": [1, 0]}]}
+    overlapping = [{"members": [0, 1], "weights": [0.5, 0.5]}, {"members": [1, 2], "weights": [1, 0]}]
+    soft = {"layer": 0, "experts": 3, "soft": True, "clusters": overlapping}
     write("plan", "soft", json.dumps({"format": "hcsmoe-plan/1", "layers": [soft]}))
     hard = {"layer": 3, "experts": 3, "clusters": [{"members": [0, 2], "weights": [0.25, 0.75], "dominant": 2}], "dropped": [1],
             "tree": [[0, 2, 0.5, 2], [1, 3, 1.5, 3]], "method": "reap",
             "scores": [{"method": "reap", "start_error": 0.5, "first_error": 0.4, "error": 0.3}]}  # fmt: skip
-    write("plan", "hard", json.dumps({"format": "hcsmoe-plan/1", "recipe": {"method": "hc-smoe", "experts": 1, "protect": [2]}, "layers": [hard]}))
+    recipe = {"method": "hc-smoe", "experts": 1, "protect": [2]}
+    write("plan", "hard", json.dumps({"format": "hcsmoe-plan/1", "recipe": recipe, "layers": [hard]}))
 
 
 def main(work: Path):
