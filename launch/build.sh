@@ -4,11 +4,12 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: launch/build.sh [--tests] [--preset NAME] [--no-apt] [--packages-only]
+usage: launch/build.sh [--tests] [--preset NAME] [--no-apt] [--packages-only | --libraries-only]
   --tests          also install what the tests need, and build them
   --preset NAME    a configure preset of CMakePresets.json (default: cpu, which builds in build/; cuda: for GPUs, in build-cuda/)
   --no-apt         do not look for Debian packages (compilers and libraries come from modules, Spack, ...)
   --packages-only  stop after the Debian packages
+  --libraries-only stop after libtorch
 environment:
   HCSMOE_TORCH              a folder with include/ and lib/ of libtorch to use (an installed Python package torch is one): nothing is downloaded
   HCSMOE_TORCH_REQUIREMENT  what pip is asked for otherwise (default: torch==2.13.0); pip's own settings say from where
@@ -21,7 +22,7 @@ fail() {
   exit "${2:-1}"
 }
 
-tests=0 apt=1 packages_only=0 preset=cpu
+tests=0 apt=1 packages_only=0 libraries_only=0 preset=cpu
 while (($#)); do
   case $1 in
     --tests) tests=1 ;;
@@ -32,6 +33,7 @@ while (($#)); do
       ;;
     --no-apt) apt=0 ;;
     --packages-only) packages_only=1 ;;
+    --libraries-only) libraries_only=1 ;;
     -h | --help)
       usage
       exit 0
@@ -111,6 +113,8 @@ else
     python3 launch/fetch_libtorch.py "$torch_requirement" .deps/libtorch
   fi
 fi
+
+((!libraries_only)) || exit 0
 
 # Jobs: one a core, but no more than memory allows (a translation unit takes up to 1 GB).
 if [[ -z ${CMAKE_BUILD_PARALLEL_LEVEL:-} ]]; then

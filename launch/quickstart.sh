@@ -2,47 +2,49 @@
 # Builds the program and compresses the small trained model of tests/data/demo from 16 to 8 experts a layer, on two ranks.
 # Everything it makes is in quickstart/. Call it again at any time: where nothing changed it only shows the result again, else the compressed model
 # is made anew, from statistics that are still valid.
+# environment: HCSMOE_PROGRAM, a program that is built already; HCSMOE_QUICKSTART, another folder than quickstart/.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-"$root/launch/build.sh"
+[[ -n ${HCSMOE_PROGRAM:-} ]] || "$root/launch/build.sh"
 source "$root/launch/mpi_environment.sh"
 
-folder=$root/quickstart
+folder=${HCSMOE_QUICKSTART:-$root/quickstart}
 demo=$root/tests/data/demo
-program=$root/build/hcsmoe_dist
+program=${HCSMOE_PROGRAM:-$root/build/hcsmoe_dist}
+name=${folder#"$root"/}
 say() { printf '\n== %s\n' "$*"; }
 
 mkdir -p "$folder"
-cat >"$folder/config.yaml" <<'END'
-# Paths are relative to this file.
-model: ../tests/data/demo/model
-output: compressed
+cat >"$folder/config.yaml" <<END
+model: "$demo/model"
+output: compressed # beside this file
 calibration:
-  files: [../tests/data/demo/data/calibration.jsonl]
+  files: ["$demo/data/calibration.jsonl"]
   sequences: 64
   length: 256
 compression:
   experts: 8
 evaluation:
-  perplexity: [../tests/data/demo/data/validation.jsonl]
+  perplexity: ["$demo/data/validation.jsonl"]
 END
 
 made_from=$(cat "$program" "$folder/config.yaml" "$demo"/model/* "$demo"/data/* | sha256sum)
 if [[ -d $folder/compressed && $(cat "$folder/made_from.sha256" 2>/dev/null) == "$made_from" ]]; then
-  say "quickstart/compressed is there, made by this program from these files (rm -r quickstart: the next call makes it anew)"
+  say "$name/compressed is there, made by this program from these files (rm -r $name: the next call makes it anew)"
 else
   if [[ -e $folder/compressed ]]; then
-    say "removing quickstart/compressed of an earlier call"
+    say "removing $name/compressed of an earlier call"
     rm -r "$folder/compressed"
   fi
-  say "mpirun -np 2 build/hcsmoe_dist quickstart/config.yaml"
+  say "mpirun -np 2 ${program#"$root"/} $name/config.yaml"
   mpirun -np 2 "$program" "$folder/config.yaml"
   echo "$made_from" >"$folder/made_from.sha256"
 fi
 
-# `run` has measured both models on evaluation.perplexity, and written what it measured to run.json.
-python3 - "$demo/model" "$folder/compressed" "$folder/compressed.work/run.json" <<'END'
+# `run` has measured both models on evaluation.perplexity, and written what it measured to run.json. The image has no Python.
+if command -v python3 >/dev/null; then
+  python3 - "$demo/model" "$folder/compressed" "$folder/compressed.work/run.json" <<'END'
 import json
 import pathlib
 import sys
@@ -60,4 +62,5 @@ print(f"\n{'':12}{'experts a layer':>16}{'checkpoint folder':>20}{'perplexity':>
 print(row("original", original, measured["original"]))
 print(row("compressed", compressed, measured["compressed"]))
 END
-printf '\nThe compressed model is in quickstart/compressed; its plan and statistics are in quickstart/compressed.work.\n'
+fi
+printf '\nThe compressed model is in %s/compressed; its plan and statistics are in %s/compressed.work.\n' "$name" "$name"

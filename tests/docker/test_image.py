@@ -1,0 +1,134 @@
+"""docker/Dockerfile, executed step by step where there is no container engine, and the quickstart in the result, as the image's user.
+
+It downloads a Debian, its compilers and libtorch and builds the program, some 10 minutes on two cores, so it runs on request:
+    HCSMOE_TEST_IMAGE=1 .deps/python/bin/python -m pytest -q -s tests/docker
+HCSMOE_TEST_BASE=FOLDER: a tree of `debootstrap --variant=minbase bookworm` to start from instead of a new one
+HCSMOE_TEST_CCACHE=FOLDER: a cache of ccache, with which compiling takes less
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, digests, run_job
+from dockerfile import Build, Context, Stage
+from namespaces import need_packages
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("HCSMOE_TEST_IMAGE") != "1", reason="builds an image: HCSMOE_TEST_IMAGE=1 asks for it"),
+]
+# What Debian's image for containers has beyond debootstrap: no service is started, and in `slim` no documentation is unpacked.
+SLIM = "".join(f"path-exclude {path}\n" for path in (
+    "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*"))  # fmt: skip
+
+
+def make_base(folder: Path, image: str) -> Path:
+    assert re.fullmatch(r"debian:bookworm-\d{8}-slim", image), image
+    if folder.exists():
+        return folder
+    given = os.environ.get("HCSMOE_TEST_BASE")
+    if given:
+        subprocess.run(["cp", "-a", "--reflink=auto", given, folder], check=True)
+    else:
+        subprocess.run(["debootstrap", "--variant=minbase", "bookworm", folder], check=True, capture_output=True)
+    for pattern in ("usr/share/doc/*", "usr/share/man/*", "usr/share/locale/*", "usr/share/info/*", "var/cache/apt/archives/*.deb"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (folder / "etc/dpkg/dpkg.cfg.d/slim").write_text(SLIM)
+    policy = folder / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    for file in Path("/etc/apt/sources.list.d").glob("debian.sources"):  # this machine's mirror
+        shutil.copy(file, folder / "etc/apt/sources.list.d")
+        (folder / "etc/apt/sources.list").unlink(missing_ok=True)
+    return folder
+
+
+def of_this_machine() -> tuple:
+    """(mounts, environment) that let apt and pip reach what they reach here."""
+    mounts = {path: path for path in ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf") if Path(path).exists()}
+    environment = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or name.lower().endswith("_proxy")}
+    settings = subprocess.run(["python3", "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    for path in re.findall(r"(?:file://|['\" ])(/[\w./-]+)", settings):
+        if Path(path).is_dir():
+            mounts[path] = path
+        elif Path(path).is_file():
+            mounts[str(Path(path).parent)] = str(Path(path).parent)
+    return mounts, environment
+
+
+class WithCompilerCache(Build):
+    """The same steps, with ccache in the first stage."""
+
+    def step_from(self, text):
+        super().step_from(text)
+        if len(self.stages) == 1:
+            self.step_run("apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends ccache")
+
+
+def megabytes(root: Path) -> float:
+    return int(subprocess.check_output(["du", "-s", "--block-size=1000000", "--one-file-system", root], text=True).split()[0])
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Stage:
+    need_packages("debootstrap", program="debootstrap")
+    work = tmp_path_factory.mktemp("image")
+    mounts, environment = of_this_machine()
+    cache = os.environ.get("HCSMOE_TEST_CCACHE")
+    if cache:
+        mounts[cache] = "/ccache"
+        environment |= {"CCACHE_DIR": "/ccache", "CCACHE_BASEDIR": "/opt", "CCACHE_NOHASHDIR": "1"}
+    build = (WithCompilerCache if cache else Build)(
+        Context(REPOSITORY), work, lambda name: make_base(work / "base", name), mounts, environment, say=lambda line: print(line, flush=True))  # fmt: skip
+    stage = build.run((REPOSITORY / "docker" / "Dockerfile").read_text())
+    print(f"image: {megabytes(stage.root)} MB, of which Debian's {megabytes(work / 'base')} MB and libtorch {megabytes(stage.root / 'opt/hcsmoe/.deps')} MB")
+    yield stage
+    shutil.rmtree(work)
+
+
+def run_in(image: Stage, *command, mounts=None, timeout=600) -> subprocess.CompletedProcess:
+    """As `docker run IMAGE COMMAND`."""
+    line = image.chroot([*image.entrypoint, *(command or image.command)], mounts=mounts)
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout)
+
+
+def test_what_it_is(image):
+    assert image.user == "hcsmoe" and image.folder == "/work" and image.stop_signal == "SIGUSR1"
+    shown = run_in(image)
+    assert shown.returncode == 0 and "hcsmoe_dist" in shown.stdout
+    assert run_in(image, "id", "-un").stdout.strip() == "hcsmoe"
+    assert run_in(image, "sh", "-c", "! touch /opt/hcsmoe/x 2>/dev/null && touch /work/x && rm /work/x").returncode == 0
+    for absent in ("g++", "cmake", "python3", "pip"):
+        assert run_in(image, "sh", "-c", f"command -v {absent}").returncode != 0, absent
+    assert "not found" not in run_in(image, "ldd", "/opt/hcsmoe/bin/hcsmoe_dist").stdout
+
+
+def test_it_can_be_started_by_slurm(image):
+    """Open MPI has its side of PMIx."""
+    assert "pmix" in run_in(image, "ompi_info", "--parsable", "--param", "pmix", "all").stdout
+
+
+def test_quickstart(image, tmp_path):
+    result = run_in(image, "quickstart.sh")
+    assert result.returncode == 0, result.stdout + result.stderr
+    made = image.root / "work/quickstart"
+    assert json.loads((made / "compressed/config.json").read_text())["num_experts"] == 8
+    assert (made / "compressed").stat().st_uid == 1000
+    libtorch = Path(".deps/libtorch/installed.txt")
+    ours = (REPOSITORY / libtorch).read_text()
+    theirs = (image.root.parent / "stage0/opt/hcsmoe" / libtorch).read_text()
+    if ours != theirs:
+        return  # another build of libtorch: equal to rounding only
+    demo = REPOSITORY / "tests/data/demo"
+    job = {
+        "model": str(demo / "model"), "output": str(tmp_path / "output"), "compression": {"experts": 8},
+        "calibration": {"files": [str(demo / "data/calibration.jsonl")], "sequences": 64, "length": 256},
+    }  # fmt: skip
+    run_job(tmp_path, 2, job, timeout=900)
+    assert digests(made / "compressed") == digests(tmp_path / "output")
