@@ -4,6 +4,7 @@ Nothing is added to the machine's own network, and no packet leaves it.
 """
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -33,7 +34,9 @@ Host *
 
 
 class Hosts:
-    def __init__(self, folder: Path, count: int, slots: int):
+    """serve: the sshd that each host runs, if not one for root on port 22."""
+
+    def __init__(self, folder: Path, count: int, slots: int, serve=None, port=22):
         need_packages("openssh-server", "openssh-client", "iproute2", program="sshd")
         self.folder, self.hosts = folder, {}
         self.names = [f"h{number}" for number in range(1, count + 1)]
@@ -49,15 +52,17 @@ class Hosts:
         (folder / "known_hosts").write_text("".join(f"{name},{address} {host_key}\n" for name, address in addresses.items()))
         (folder / "sshd_config").write_text(SSHD.format(folder))
         (folder / "ssh_config").write_text(SSH.format(folder))
+        serve = serve or ["/usr/sbin/sshd", "-D", "-e", "-f", folder / "sshd_config"]
+        serve = shlex.join(map(str, serve)) + " &"
         try:
             self.switch = self.start("switch", "")
             self.switch.run("ip", "link", "add", "bridge", "type", "bridge")
             self.switch.run("ip", "link", "set", "bridge", "up")
             for name, address in addresses.items():
-                self.connect(self.start(name, f"/usr/sbin/sshd -D -e -f {folder}/sshd_config &"), address)
+                self.connect(self.start(name, serve), address)
             for name in self.names:
-                reachable = lambda: subprocess.run(self.head.command([*self.ssh, name, "true"]), capture_output=True).returncode == 0  # noqa: E731
-                wait_until(reachable, 15, f"ssh to {name}")
+                call = self.head.command(["bash", "-c", f"exec 3<>/dev/tcp/{name}/{port}"])
+                wait_until(lambda: subprocess.run(call, capture_output=True).returncode == 0, 15, f"sshd of {name}")  # noqa: B023
         except BaseException:
             self.stop()
             raise

@@ -11,11 +11,14 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, digests, run_job
+import yaml
+from conftest import REPOSITORY, digests, run_job, write_config
 from dockerfile import Build, Context, Stage
+from hosts import Hosts
 from namespaces import need_packages
 
 pytestmark = [
@@ -83,7 +86,7 @@ def image(tmp_path_factory) -> Stage:
     cache = os.environ.get("HCSMOE_TEST_CCACHE")
     if cache:
         mounts[cache] = "/ccache"
-        environment |= {"CCACHE_DIR": "/ccache", "CCACHE_BASEDIR": "/opt", "CCACHE_NOHASHDIR": "1"}
+        environment |= {"CCACHE_DIR": "/ccache", "CCACHE_BASEDIR": "/opt", "CCACHE_NOHASHDIR": "1", "LANG": os.environ.get("LANG", "C")}
     build = (WithCompilerCache if cache else Build)(
         Context(REPOSITORY), work, lambda name: make_base(work / "base", name), mounts, environment, say=lambda line: print(line, flush=True))  # fmt: skip
     stage = build.run((REPOSITORY / "docker" / "Dockerfile").read_text())
@@ -92,9 +95,9 @@ def image(tmp_path_factory) -> Stage:
     shutil.rmtree(work)
 
 
-def run_in(image: Stage, *command, mounts=None, timeout=600) -> subprocess.CompletedProcess:
+def run_in(image: Stage, *command, mounts=None, user=None, timeout=600) -> subprocess.CompletedProcess:
     """As `docker run IMAGE COMMAND`."""
-    line = image.chroot([*image.entrypoint, *(command or image.command)], mounts=mounts)
+    line = image.chroot([*image.entrypoint, *(command or image.command)], user=user, mounts=mounts)
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout)
 
 
@@ -132,3 +135,61 @@ def test_quickstart(image, tmp_path):
     }  # fmt: skip
     run_job(tmp_path, 2, job, timeout=900)
     assert digests(made / "compressed") == digests(tmp_path / "output")
+
+
+def job_of_image(output: str) -> dict:
+    demo = "/opt/hcsmoe/tests/data/demo"
+    return {
+        "model": f"{demo}/model", "output": output, "compression": {"experts": 8}, "device": {"threads": 1},
+        "calibration": {"files": [f"{demo}/data/calibration.jsonl"], "sequences": 8, "length": 256},
+    }  # fmt: skip
+
+
+def own_folder(image: Stage, name: str, user: int, job: dict) -> Path:
+    folder = image.root / "work" / name
+    write_config(folder, job)
+    for path in (folder, folder / "config.yaml"):
+        os.chown(path, user, user)
+    return folder
+
+
+def test_any_user(image):
+    """docker run --user: an id that no file of the image knows."""
+    own_folder(image, "anybody", 4242, job_of_image("/work/anybody/output"))
+    result = run_in(image, "mpirun", "-np", "2", "hcsmoe_dist", "/work/anybody/config.yaml", user="4242:4242")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (image.root / "work/anybody/output").stat().st_uid == 4242
+
+
+def test_launcher_and_workers_without_root(image, tmp_path):
+    """What launch/kubernetes.yaml starts: sshd of the image on two hosts, hosts.sh on a third, all as the image's user, with keys of the job."""
+    launcher, worker = (
+        role["template"]["spec"]["containers"][0]["command"]
+        for role in list(yaml.safe_load_all((REPOSITORY / "launch/kubernetes.yaml").read_text()))[1]["spec"]["mpiReplicaSpecs"].values()
+    )
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", keys / "id_rsa"], check=True)
+    shutil.copy(keys / "id_rsa.pub", keys / "authorized_keys")
+    (keys / "id_rsa").chmod(0o644)  # of root, as the operator mounts it
+    tmp_path.chmod(0o755)
+    own_folder(image, "pods", 1000, job_of_image("/work/pods/output"))
+    folder = Path(tempfile.mkdtemp(prefix="pods-"))
+    folder.chmod(0o755)
+    mounts = {keys: "/home/hcsmoe/.ssh", folder / "etc_hosts": "/etc/hosts"}
+    hosts = None
+    try:
+        hosts = Hosts(folder, count=2, slots=1, serve=image.chroot(worker, mounts=mounts), port=2222)
+        of_the_operator = {"OMPI_MCA_orte_keep_fqdn_hostnames": "true", "OMPI_MCA_orte_default_hostfile": "/etc/mpi/hostfile",
+                           "OMPI_MCA_plm_rsh_args": "-o ConnectionAttempts=10"}  # fmt: skip
+        of_this_network = {name: value for name, value in hosts.environment().items() if not name.endswith("rsh_agent")}
+        command = [word.replace("/config/", "/work/pods/") for word in launcher]
+        line = image.chroot(command, mounts=mounts | {hosts.hostfile: "/etc/mpi/hostfile"}, environment=of_the_operator | of_this_network)
+        process = hosts.popen(line, tmp_path / "log")
+        assert process.wait(600) == 0, (tmp_path / "log").read_text() + "".join((folder / name / "log").read_text() for name in hosts.names)
+        assert "2 ranks" in (tmp_path / "log").read_text()
+    finally:
+        if hosts:
+            hosts.stop()
+        shutil.rmtree(folder)
+    assert digests(image.root / "work/pods/output") == digests(image.root / "work/anybody/output")
