@@ -1,6 +1,6 @@
 #!/bin/sh
-# What an image of hcsmoe_dist has from Debian 12, called by the Dockerfiles and by hcsmoe.def: the libraries of what launch/build.sh installs, mpirun,
-# and ssh for mpirun over several hosts. Which versions these are is in /opt/hcsmoe/versions.txt.
+# What an image of hcsmoe_dist has from Debian 12, called by the Dockerfiles and by hcsmoe.def: the libraries of what launch/build.sh
+# installs, mpirun, and ssh for mpirun over several hosts. Which versions these are is in /opt/hcsmoe/versions.txt.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 apt-get -q update

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs hcsmoe_dist on several hosts without a scheduler: mpirun over ssh. A host that disappears ends the job on all others within 15 s.
 # usage: launch/hosts.sh HOSTFILE [COMMAND] CONFIG [OPTION ...]
-#   HOSTFILE: a line `NAME slots=RANKS` for each host. This folder, the model and the output must have the same path on all of them (a shared
-#   file system), and ssh must reach them without a password. What follows HOSTFILE is what hcsmoe_dist takes.
+#   HOSTFILE: a line `NAME slots=RANKS` for each host. This folder, the model and the output must have the same path on all of them (a
+#   shared file system), and ssh must reach them without a password. What follows HOSTFILE is what hcsmoe_dist takes.
 # environment:
 #   HCSMOE_PROGRAM   the program (default: build-cuda/hcsmoe_dist where that is built, else build/hcsmoe_dist)
 #   OMPI_MCA_...     any setting of Open MPI; several networks: OMPI_MCA_btl_tcp_if_include=NAME and OMPI_MCA_oob_tcp_if_include=NAME

@@ -1,6 +1,6 @@
 # Sourced by everything that starts mpirun or srun: settings of Open MPI. What is set already is kept.
-#   source launch/mpi_environment.sh                         one machine of any kind (a laptop, a container, a virtual machine with one core)
-#   mpi_hosts=several source launch/mpi_environment.sh       the hosts of a cluster
+#   source launch/mpi_environment.sh                       one machine of any kind (a laptop, a container, a virtual machine with one core)
+#   mpi_hosts=several source launch/mpi_environment.sh     the hosts of a cluster
 
 # Inside a container one is root, which mpirun refuses by default.
 if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi

@@ -1,5 +1,5 @@
-# Sourced by the sbatch scripts with the arguments of the job: runs hcsmoe_dist on the ranks that Slurm gave. When it was told to stop and has
-# saved (exit code 75), the job is put back into the queue and goes on from there when its turn comes again.
+# Sourced by the sbatch scripts with the arguments of the job: runs hcsmoe_dist on the ranks that Slurm gave. When it was told to stop and
+# has saved (exit code 75), the job is put back into the queue and goes on from there when its turn comes again.
 # environment of sbatch:
 #   HCSMOE_PROGRAM   the program (default: build-cuda/hcsmoe_dist where that is built, else build/hcsmoe_dist)
 #   HCSMOE_IMAGE     an Apptainer image to run it in instead; APPTAINER_BIND names folders that it shall see
@@ -35,8 +35,8 @@ code=0
 # Ranks that leave do so together; one that is gone alone takes the others with it after 10 s.
 srun --kill-on-bad-exit=0 --wait=10 "${command[@]}" "$@" || code=$?
 
-# Back into the queue. A failure may be that of a node, which Slurm notices late or never, so it is tried again, a few times in all: the job's
-# comment counts them.
+# Back into the queue. A failure may be that of a node, which Slurm notices late or never, so it is tried again, a few times in all: the
+# job's comment counts them.
 again() {
   if scontrol requeue "$SLURM_JOB_ID"; then
     say "$1; the job is back in the queue"

@@ -1,4 +1,4 @@
-"""Several hosts on one machine: each is a process tree in namespaces of its own (host name, process table, /dev/shm, and if wished a network).
+"""Several hosts on one machine: each is a process tree in namespaces of its own (host name, process table, /dev/shm, perhaps a network).
 
 All processes are children of this one and die with it, however it ends, so nothing stays behind. Needs root.
 """
@@ -25,7 +25,7 @@ def need_packages(*packages: str, program: str):
     if not shutil.which("apt-get"):
         pytest.skip(f"{program} is missing, and there is no apt-get")
     if Path("/run/systemd/system").exists() and os.environ.get("HCSMOE_INSTALL") != "1":
-        pytest.skip(f"{program} is missing, and installing it would start services of this machine: HCSMOE_INSTALL=1 allows it, or: {wanted}")
+        pytest.skip(f"{program} is missing, and its package brings services to this machine: HCSMOE_INSTALL=1 allows it, or: {wanted}")
     # Nothing that is installed is started: that is what policy-rc.d is asked for.
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
@@ -85,8 +85,9 @@ class Host:
         """
         kinds = ["--uts", "--ipc", "--mount", "--pid", *(["--net"] if network else [])]
         with open(folder / "log", "ab") as log:
+            own = ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
             self.keeper = subprocess.Popen(
-                [*DIES_WITH_US, "unshare", *kinds, "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "bash", "-c", script],
+                [*DIES_WITH_US, *own, "bash", "-c", script],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.first = child(self.keeper)

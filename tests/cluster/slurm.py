@@ -76,8 +76,9 @@ class Slurm:
         key, munge_socket = self.folder / "munge.key", self.folder / "munge.socket"
         subprocess.run([find_program("mungekey"), "--create", f"--keyfile={key}"], check=True)
         self.folder.chmod(0o755)
-        self.daemon(find_program("munged"), "--foreground", f"--key-file={key}", f"--socket={munge_socket}", "--force",
-                    f"--pid-file={self.folder}/munged.pid", f"--seed-file={self.folder}/munge.seed", f"--log-file={self.folder}/munged.log")  # fmt: skip
+        files = {"key": "munge.key", "pid": "munged.pid", "seed": "munge.seed", "log": "munged.log"}
+        options = [f"--{name}-file={self.folder}/{file}" for name, file in files.items()]
+        self.daemon(find_program("munged"), "--foreground", "--force", f"--socket={munge_socket}", *options)
         wait_until(munge_socket.exists, 10, "munged")
         self.daemon(find_program("slurmctld"), "-D", "-c")
         for node in self.nodes:
@@ -105,7 +106,8 @@ class Slurm:
 
     def run(self, *command, check=True, environment=None) -> str:
         """One of Slurm's commands; what it prints."""
-        result = subprocess.run([str(part) for part in command], env=self.environment() | (environment or {}), capture_output=True, text=True, timeout=60)
+        environment = self.environment() | (environment or {})
+        result = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0 or not check, f"{command}: {result.stderr}"
         return result.stdout
 

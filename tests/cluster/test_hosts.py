@@ -61,7 +61,8 @@ def test_a_host_disappears(hosts, tmp_path, how, victim):
     else:
         hosts.hosts[victim].crash()
     others = [name for name in hosts.names if name != victim]
-    wait_until(lambda: process.poll() is not None and not any(ranks(hosts)[name] for name in others), 15, f"end of the others\n{log.read_text()}")
+    ended = lambda: process.poll() is not None and not any(ranks(hosts)[name] for name in others)  # noqa: E731
+    wait_until(ended, 15, f"end of the others\n{log.read_text()}")
     print(f"the others ended {time.monotonic() - begun:.1f} s after {victim} was gone")
     assert process.returncode not in (0, 75)
     assert victim in log.read_text().split("lost communication")[-1], log.read_text()

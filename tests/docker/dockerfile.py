@@ -1,7 +1,7 @@
 """Executes a Dockerfile where there is no container engine: every stage is a folder, and RUN happens in it with chroot.
 
-It knows what our Dockerfiles use (FROM, ARG, ENV, LABEL, COPY, RUN, WORKDIR, USER, STOPSIGNAL, ENTRYPOINT, CMD) and refuses all else. Needs root;
-mounts live in namespaces of each command and are gone with it.
+It knows what our Dockerfiles use (FROM, ARG, ENV, LABEL, COPY, RUN, WORKDIR, USER, STOPSIGNAL, ENTRYPOINT, CMD) and refuses all else. Needs
+root; mounts live in namespaces of each command and are gone with it.
 """
 
 import fnmatch

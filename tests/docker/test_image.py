@@ -87,10 +87,11 @@ def image(tmp_path_factory) -> Stage:
     if cache:
         mounts[cache] = "/ccache"
         environment |= {"CCACHE_DIR": "/ccache", "CCACHE_BASEDIR": "/opt", "CCACHE_NOHASHDIR": "1", "LANG": os.environ.get("LANG", "C")}
-    build = (WithCompilerCache if cache else Build)(
-        Context(REPOSITORY), work, lambda name: make_base(work / "base", name), mounts, environment, say=lambda line: print(line, flush=True))  # fmt: skip
+    kind = WithCompilerCache if cache else Build
+    build = kind(Context(REPOSITORY), work, lambda name: make_base(work / "base", name), mounts, environment, lambda line: print(line, flush=True))
     stage = build.run((REPOSITORY / "docker" / "Dockerfile").read_text())
-    print(f"image: {megabytes(stage.root)} MB, of which Debian's {megabytes(work / 'base')} MB and libtorch {megabytes(stage.root / 'opt/hcsmoe/.deps')} MB")
+    sizes = [megabytes(folder) for folder in (stage.root, work / "base", stage.root / "opt/hcsmoe/.deps")]
+    print("image: {} MB, of which Debian's {} MB and libtorch {} MB".format(*sizes))
     yield stage
     shutil.rmtree(work)
 
@@ -162,7 +163,7 @@ def test_any_user(image):
 
 
 def test_launcher_and_workers_without_root(image, tmp_path):
-    """What launch/kubernetes.yaml starts: sshd of the image on two hosts, hosts.sh on a third, all as the image's user, with keys of the job."""
+    """What launch/kubernetes.yaml starts: sshd on two hosts, hosts.sh on a third, all as the image's user, with keys of the job."""
     launcher, worker = (
         role["template"]["spec"]["containers"][0]["command"]
         for role in list(yaml.safe_load_all((REPOSITORY / "launch/kubernetes.yaml").read_text()))[1]["spec"]["mpiReplicaSpecs"].values()

@@ -84,11 +84,15 @@ def test_kubernetes_manifest():
     assert f"Port {container['readinessProbe']['tcpSocket']['port']}\n" in sshd + (DOCKER / "ssh_config").read_text()
 
 
-@pytest.mark.parametrize("script", sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *DOCKER.glob("*.sh")]), ids=lambda path: path.name)
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *DOCKER.glob("*.sh")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shell_script(script):
     assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
     if shutil.which("shellcheck"):
-        options = ["--external-sources", "--shell=bash", "--severity=warning", "--exclude=SC2034,SC2154"]  # what a sourced file reads or sets
+        sets_for_others = "--exclude=SC2034,SC2154"
+        options = ["--external-sources", "--shell=bash", "--severity=warning", sets_for_others]
         checked = subprocess.run(["shellcheck", *options, script.name], cwd=script.parent, capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout
 
@@ -164,5 +168,5 @@ CMD ["c", "d"]
     (tmp_path / "stages").mkdir()
     stage = Build(Context(tmp_path), tmp_path / "stages", lambda name: tmp_path / name, say=lambda line: None).run(text)
     assert sorted(str(file.relative_to(stage.root)) for file in stage.root.rglob("*") if file.is_file()) == ["x/a", "x/below/b"]
-    expected = Stage(stage.root, {"PATH": PLAIN_PATH, "A": "1", "B": "1 2", "C": "13"}, {}, {"one": "1 2", "two": "3"}, "/y/z", "me", ["e"], ["c", "d"], "SIGUSR1")
-    assert stage == expected
+    environment, labels = {"PATH": PLAIN_PATH, "A": "1", "B": "1 2", "C": "13"}, {"one": "1 2", "two": "3"}
+    assert stage == Stage(stage.root, environment, {}, labels, "/y/z", "me", ["e"], ["c", "d"], "SIGUSR1")
