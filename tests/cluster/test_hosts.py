@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import PROGRAM, REPOSITORY, need
 from hosts import Hosts
 from jobs import MIDDLE, SHORT, digests_of, finished_layers, undisturbed, wait_for_layer, write_job
 from namespaces import child, wait_until
@@ -32,7 +32,8 @@ def hosts():
 
 def start(hosts: Hosts, folder: Path, sequences: int):
     log = folder / "log"
-    return hosts.popen([LAUNCHER, hosts.hostfile, *write_job(folder, sequences)], log), log
+    command = [LAUNCHER, hosts.hostfile, *write_job(folder, sequences)]
+    return hosts.popen(command, log, {"HCSMOE_PROGRAM": str(need(PROGRAM))}), log
 
 
 def ranks(hosts: Hosts) -> dict:

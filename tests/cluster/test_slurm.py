@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import PROGRAM, REPOSITORY, need
 from jobs import LONG, MIDDLE, SHORT, digests_of, finished_layers, undisturbed, wait_for_layer, write_job
 from namespaces import wait_until
 from slurm import Slurm
@@ -58,6 +58,7 @@ class Job:
         self.slurm, self.folder = slurm, folder
         self.log = folder / "log"
         arguments = [*write_job(folder, sequences), *arguments]
+        environment = {"HCSMOE_PROGRAM": str(need(PROGRAM))} | (environment or {})
         self.id = slurm.submit(f"--output={self.log}", *options, f"launch/{script}", *arguments, environment=environment)
 
     def end(self, seconds=300) -> dict:

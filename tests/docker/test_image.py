@@ -9,6 +9,7 @@ HCSMOE_TEST_CCACHE=FOLDER: a cache of ccache, with which compiling takes less
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from conftest import REPOSITORY, digests, run_job, write_config
 from dockerfile import Build, Context, Stage
 from hosts import Hosts
 from namespaces import need_packages
+from slurm import Slurm
 
 pytestmark = [
     pytest.mark.slow,
@@ -88,7 +90,8 @@ def image(tmp_path_factory) -> Stage:
         mounts[cache] = "/ccache"
         environment |= {"CCACHE_DIR": "/ccache", "CCACHE_BASEDIR": "/opt", "CCACHE_NOHASHDIR": "1", "LANG": os.environ.get("LANG", "C")}
     kind = WithCompilerCache if cache else Build
-    build = kind(Context(REPOSITORY), work, lambda name: make_base(work / "base", name), mounts, environment, lambda line: print(line, flush=True))
+    say = lambda line: print(line, flush=True)  # noqa: E731
+    build = kind(Context(REPOSITORY), work, lambda name: make_base(work / "base", name), mounts, environment, say)
     stage = build.run((REPOSITORY / "docker" / "Dockerfile").read_text())
     sizes = [megabytes(folder) for folder in (stage.root, work / "base", stage.root / "opt/hcsmoe/.deps")]
     print("image: {} MB, of which Debian's {} MB and libtorch {} MB".format(*sizes))
@@ -194,3 +197,41 @@ def test_launcher_and_workers_without_root(image, tmp_path):
             hosts.stop()
         shutil.rmtree(folder)
     assert digests(image.root / "work/pods/output") == digests(image.root / "work/anybody/output")
+
+
+# Plays Apptainer as far as `exec [--nv] IMAGE COMMAND` goes: the caller's user and environment, /tmp and the current folder are as outside.
+APPTAINER = """#!/bin/bash
+[[ $1 == exec ]] || exit 9
+shift
+[[ $1 != --nv ]] || shift
+exec unshare --mount --propagation private bash -ec '
+for name in dev proc tmp; do mount --rbind /$name $0/$name; done
+exec chroot $0 env {environment} bash -c "cd $PWD && exec \\"\\$@\\"" bash "$@"' "$@"
+"""
+
+
+def test_slurm_starts_ranks_in_the_image(image, tmp_path, monkeypatch):
+    """Slurm's PMIx outside, Open MPI's inside, two nodes."""
+    monkeypatch.chdir(REPOSITORY)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    environment = shlex.join(f"{name}={value}" for name, value in image.environment.items())
+    (tools / "apptainer").write_text(APPTAINER.replace("{environment}", environment))
+    (tools / "apptainer").chmod(0o755)
+    assert str(tmp_path).startswith("/tmp/")
+    config = write_config(tmp_path, job_of_image(str(tmp_path / "output")))
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    cluster = None
+    try:
+        cluster = Slurm(folder, nodes=2)
+        environment = {"HCSMOE_IMAGE": str(image.root), "PATH": f"{tools}:{os.environ['PATH']}"}
+        options = [f"--output={tmp_path}/log", "--ntasks-per-node=1", "--gpus-per-node=0"]
+        job = cluster.submit(*options, "launch/slurm_nodes.sbatch", config, environment=environment)
+        shown = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=600)
+        assert shown["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+        assert "2 ranks on n[1-2]: apptainer exec" in (tmp_path / "log").read_text()
+    finally:
+        if cluster:
+            cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert digests(tmp_path / "output") == digests(image.root / "work/anybody/output")
