@@ -9,7 +9,7 @@ from namespaces import wait_until
 
 TEXT = DEMO_MODEL.parent / "data" / "calibration.jsonl"
 ONE_THREAD = ["--set", "device.threads=1"]
-SHORT, MIDDLE, LONG = 8, 40, 120  # calibration sequences: some 3, 15 and 45 s on two cores
+SHORT, MIDDLE, LONG = 8, 24, 100  # calibration sequences: some 3, 9 and 40 s on two cores
 
 
 def demo_job(output: Path, sequences: int) -> dict:

@@ -97,8 +97,13 @@ def test_several_nodes(slurm, expected, tmp_path):
 
 
 def test_time_limit(slurm, expected, tmp_path):
-    """Told 50 s before the limit of a minute; Slurm looks twice a minute."""
-    Job(slurm, tmp_path, LONG, "--ntasks-per-node=2", "--time=1", "--signal=USR1@50").completed(expected(LONG), restarts=1)
+    """The signal comes four minutes before the limit, and the limit is set to four minutes; Slurm looks twice a minute."""
+    job = Job(slurm, tmp_path, LONG, "--ntasks-per-node=2", "--signal=USR1@240")
+    wait_for_layer(job.log)
+    slurm.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=4")
+    job.restarted()
+    slurm.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=120")
+    job.completed(expected(LONG), restarts=1)
 
 
 @pytest.mark.parametrize("signal", ["USR1", "TERM"])
