@@ -19,7 +19,7 @@ struct CommandLine {
   Command command = Command::run;
   std::filesystem::path config;
   std::vector<std::string> overrides;  // "key.path=value" of each --set, in order
-  /// --plan. apply: at most one; none: WORK/plan.json. evaluate: plans to measure without making them.
+  /// --plan. apply, report: at most one; none: WORK/plan.json. evaluate: plans to measure without making them.
   std::vector<std::filesystem::path> plans;
   bool all = false;                  // collect: every statistic, whatever the method needs
   bool fresh = false;                // --fresh: nothing of what earlier runs left in WORK is used
@@ -28,7 +28,9 @@ struct CommandLine {
 };
 
 /// Whether a command runs the model, on whatever device.type says. The others need no GPU.
-inline bool computes(Command command) { return command != Command::inspect && command != Command::plan; }
+inline bool computes(Command command) {
+  return command != Command::inspect && command != Command::plan && command != Command::report;
+}
 
 /// Collective. Throws what goes wrong; main prints it and chooses the exit code. trace: may be null.
 void run_command(const CommandLine&, const Config&, const Ranks&, Log&, Trace* trace, StopRequest&);

@@ -140,7 +140,7 @@ struct Config {
   OutputConfig output_files;  // key `output_shard_size`
 };
 
-enum class Command { run, inspect, collect, plan, apply, evaluate };
+enum class Command { run, inspect, collect, plan, apply, evaluate, report };
 
 /// Reads and checks a configuration for a command (each command requires other keys).
 /// overrides: "key.path=value" strings of --set, in order. Every error is a UserError with file, line, key, allowed values, nearest key.

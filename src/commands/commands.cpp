@@ -198,7 +198,7 @@ void compress_on_tokens(Job& job, const Compute& compute, const at::Tensor& ids,
 }
 
 /// What follows when the output folder is there. state: how far an earlier run came; running: this one has just written it.
-void finish_job(Job& job, const Compute& compute, int64_t experts_kept, JobState state) {
+void finish_job(Job& job, const Compute& compute, int64_t experts_kept, const std::filesystem::path& plan, JobState state) {
   const std::string output = job.config.output.string();
   if (state == JobState::finished) {
     job.log.info(output + " was made by an earlier run of this configuration, and is complete: nothing to do");
@@ -216,6 +216,7 @@ void finish_job(Job& job, const Compute& compute, int64_t experts_kept, JobState
     }
   }
   job.ranks.on_root([&] {
+    job.summary.plan = plan_fingerprint(load_plan(plan));
     if (!job.summary.reconstruction.empty()) return;
     for (LayerRecord& record : recorded_layers(job)) {
       if (record.report) job.summary.reconstruction.push_back(std::move(*record.report));
@@ -223,6 +224,7 @@ void finish_job(Job& job, const Compute& compute, int64_t experts_kept, JobState
   });
   evaluate_before_and_after(job, compute);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
+  write_report(job, plan);
   mark_job(job, JobState::finished);
 }
 
@@ -238,7 +240,7 @@ void run(Job& job) {
   job.summary.recipe = job.config.compression;
   const at::Tensor ids = prepare_calibration(job, compute);
   const JobState state = begin_job(job, asked_of(job, job.config.compression));
-  if (state != JobState::running) return finish_job(job, compute, job.experts_kept(), state);
+  if (state != JobState::running) return finish_job(job, compute, job.experts_kept(), plan_file(job.config), state);
   const auto wanted = statistics_to_collect(job, statistics_needed(job.config.compression));
   std::optional<Plan> plan;
   if (!wanted) {
@@ -252,7 +254,7 @@ void run(Job& job) {
   }
   leave_if_asked(job, "all layers are compressed");
   write_output(job, job.experts_kept());
-  finish_job(job, compute, job.experts_kept(), JobState::running);
+  finish_job(job, compute, job.experts_kept(), plan_file(job.config), JobState::running);
 }
 
 void collect(Job& job) {
@@ -323,7 +325,7 @@ void apply(Job& job) {
   asked["plan"] = plan_fingerprint(plan);
   const JobState state = begin_job(job, asked);
   const Compute compute = choose_compute(job);
-  if (state != JobState::running) return finish_job(job, compute, kept, state);
+  if (state != JobState::running) return finish_job(job, compute, kept, file, state);
   if (!needs_tokens(plan.recipe) || shards_are_valid(job, plan)) {
     write_shards(job, compute, plan);
   } else {
@@ -345,7 +347,7 @@ void apply(Job& job) {
   }
   leave_if_asked(job, "all layers are compressed");
   write_output(job, kept);
-  finish_job(job, compute, kept, JobState::running);
+  finish_job(job, compute, kept, file, JobState::running);
 }
 
 }  // namespace hcsmoe

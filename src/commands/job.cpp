@@ -37,6 +37,8 @@ void run_command(const CommandLine& line, const Config& config, const Ranks& ran
         return apply(job);
       case Command::evaluate:
         return evaluate(job);
+      case Command::report:
+        return report(job);
     }
   };
   work();

@@ -93,6 +93,8 @@ std::vector<LayerUnits> align_plan(const Job&, const Plan&);
 void write_output(Job&, int64_t experts_kept);
 /// Where evaluation is configured: measures the original and the output together.
 void evaluate_before_and_after(Job&, const Compute&);
+/// WORK/report.html and OUTPUT/report.html, from the plan and run.json. What goes wrong is a warning: the output is complete.
+void write_report(const Job&, const std::filesystem::path& plan_file);
 
 // The commands.
 void run(Job&);
@@ -101,5 +103,6 @@ void plan(Job&);
 void apply(Job&);
 void inspect(Job&);
 void evaluate(Job&);
+void report(Job&);
 
 }  // namespace hcsmoe

@@ -72,6 +72,7 @@ void finish_summary(const Summary& s, const std::filesystem::path& work, const R
     if (!s.dtype.empty()) json["dtype"] = s.dtype;
     if (s.recipe) json["recipe"] = ordered_json::parse(recipe_to_json(*s.recipe));
     json["origin"] = {{"checkpoint", s.origin.checkpoint}, {"calibration", s.origin.calibration}, {"dtype", s.origin.dtype}};
+    if (!s.plan.empty()) json["plan"] = s.plan;
     json["moe_layers"] = s.moe_layers;
     json["experts"] = s.experts;
     if (s.experts_kept > 0) json["experts_kept"] = s.experts_kept;

@@ -24,6 +24,7 @@ struct Summary {
   std::string dtype;
   std::optional<Recipe> recipe;
   StatisticsOrigin origin;
+  std::string plan;  // plan_fingerprint of what the output was made by
   int64_t moe_layers = 0, experts = 0, experts_kept = 0;
   std::vector<std::pair<std::string, double>> seconds;  // by stage, in order
   int64_t sweep_tokens = 0;                             // over all ranks

@@ -31,13 +31,15 @@ Commands, each with an example:
   evaluate  perplexity and multiple-choice accuracy of the checkpoint that 'model' names; what a plan would cost, without making it
               mpirun -np 8 hcsmoe_dist evaluate config.yaml --set model=/models/smaller --set evaluation.reference=/models/original
               mpirun -np 8 hcsmoe_dist evaluate config.yaml --plan a.json --plan b.json
+  report    report.html: what was merged or dropped in each layer and what it cost, from what the work folder holds; runs no model
+              hcsmoe_dist report config.yaml
 
 Options:
   --set key.path=value   sets or overrides a key of the configuration; may be given several times
                          (lists: --set 'calibration.files=[a.txt, b.txt]'; paths are relative to the current folder)
   --all                  collect: every statistic that any method needs; without it, those of the configured one
   --fresh                run, collect, apply: starts over, where an interrupted run with the same configuration would be continued
-  --plan FILE            apply: the plan to apply; without it, the work folder's plan.json
+  --plan FILE            apply, report: the plan; without it, the work folder's plan.json
                          evaluate: a plan to measure beside the model; may be given several times
   --machine RATE=NUMBER  inspect: a rate of the machine that it estimates seconds for, in place of that of a node of eight A100; may be given
                          several times (docs/performance.md lists the rates)
@@ -106,10 +108,11 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   if (words.size() == 1 && is_command(words[0]) && !std::filesystem::exists(line.config)) {
     throw mistake("the command '" + words[0] + "' needs a configuration file");
   }
-  if (!plans.empty() && line.command != Command::apply && line.command != Command::evaluate) {
-    throw mistake("--plan belongs to the commands 'apply' and 'evaluate'");
+  const bool one_plan = line.command == Command::apply || line.command == Command::report;
+  if (!plans.empty() && !one_plan && line.command != Command::evaluate) {
+    throw mistake("--plan belongs to the commands 'apply', 'evaluate' and 'report'");
   }
-  if (plans.size() > 1 && line.command == Command::apply) throw mistake("'apply' takes one --plan");
+  if (plans.size() > 1 && one_plan) throw mistake("'" + to_string(line.command) + "' takes one --plan");
   if (line.all && line.command != Command::collect) throw mistake("--all belongs to the command 'collect'");
   const bool resumes = line.command == Command::run || line.command == Command::collect || line.command == Command::apply;
   if (line.fresh && !resumes) throw mistake("--fresh belongs to the commands 'run', 'collect' and 'apply'");

@@ -306,7 +306,7 @@ void check_required(const Config& config, const std::string& file, Command comma
   if (is_one_of(command, {run, apply})) {
     require(!config.output.empty(), "output", "add the folder to make, as in\n    output: /models/Qwen1.5-MoE-A2.7B-30e");
   }
-  if (is_one_of(command, {collect, plan})) {
+  if (is_one_of(command, {collect, plan, report})) {
     require(!config.work.empty(), "work", "add the folder for statistics and plans, or 'output': then the folder is OUTPUT.work");
   }
   if (is_one_of(command, {run, collect})) {

@@ -115,7 +115,7 @@ TEST(CommandLineTest, Mistakes) {
   expect_refused({"plan", "config.yaml", "more"}, "too many arguments: 'more'");
   expect_refused({"config.yaml", "--fast"}, "--fast");
   expect_refused({"config.yaml", "--set"}, "--set");
-  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the commands 'apply' and 'evaluate'");
+  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the commands 'apply', 'evaluate' and 'report'");
   expect_refused({"apply", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'apply' takes one --plan");
   expect_refused({"run", "config.yaml", "--all"}, "--all belongs to the command 'collect'");
 }
