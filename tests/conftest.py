@@ -152,11 +152,11 @@ def forward_logits(model: Path, ids: Path, folder: Path, dtype: str) -> np.ndarr
 
 
 def digests(folder: Path) -> dict:
-    """Relative path -> hash, of every file of a folder."""
+    """Relative path -> hash, of every file of a folder but the report, which tells the time that the run took."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != "report.html"
     }
 
 

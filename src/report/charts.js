@@ -24,6 +24,7 @@ const percent = (share) => {
   const value = 100 * share, size = Math.abs(value);
   return `${value.toFixed(size === 0 || size >= 99.95 ? 0 : size >= 9.95 ? 1 : size >= 0.095 ? 2 : 3)} %`;
 };
+const percentTick = (share) => `${Number((100 * share).toPrecision(3))} %`;
 const short = (value) => (known(value) ? String(Number(value.toPrecision(3))) : "–");
 const bytes = (value) => {
   const units = ["B", "KB", "MB", "GB", "TB"];
@@ -44,7 +45,7 @@ function ticks(top, most = 4) {
   const raw = top / most, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].find((factor) => factor * power >= raw * 0.999) * power;
   const values = [];
-  for (let i = 0; i * step < top * 1.001 + step * 0.999; i++) values.push(Number((i * step).toPrecision(12)));
+  do values.push(Number((values.length * step).toPrecision(12))); while (values[values.length - 1] < top * 0.999);
   return values;
 }
 
@@ -127,7 +128,7 @@ function barChart(holder, readout, width, { bars, even, format, label, axis, hei
   const scale = ticks(Math.max(...bars.map((bar) => bar.value), even ? even.value : 0, 1e-12), 3);
   const y = (value) => bottom - (value / scale[scale.length - 1]) * (bottom - top);
   const step = (right - left) / bars.length, gap = step > 8 ? Math.min(6, step * 0.22) : step > 2.5 ? 0.6 : 0;
-  verticalAxis(root, scale, y, left, right, format);
+  verticalAxis(root, scale, y, left, right, format === percent ? percentTick : format);
   const hatch = stripes(root);
   bars.forEach((bar, i) => {
     const x = left + i * step + gap / 2, w = Math.max(0.7, step - gap), h = Math.max(bar.value > 0 ? 1 : 0, bottom - y(bar.value));
@@ -153,7 +154,7 @@ function barChart(holder, readout, width, { bars, even, format, label, axis, hei
 // Curves over K. panels: [{ name, format, curves: [{ name, points: [[K, value]], second }] }]. marks: [{ K, name, kind }].
 function curveChart(holder, readout, width, { panels, marks, first, last, label, words, panelHeight = 150 }) {
   const left = 52, right = width - 14, gap = 30, head = 20;
-  const height = head + panels.length * (panelHeight + gap) + 12;
+  const height = head + panels.length * (panelHeight + gap) - 2;
   const x = (K) => (last === first ? (left + right) / 2 : left + ((K - first) / (last - first)) * (right - left));
   const root = frame(width, height, label);
   panels.forEach((panel, p) => {
@@ -161,7 +162,7 @@ function curveChart(holder, readout, width, { panels, marks, first, last, label,
     const scale = ticks(Math.max(1e-12, ...panel.curves.flatMap((curve) => curve.points.map((point) => point[1]))), 3);
     const y = (value) => bottom - (value / scale[scale.length - 1]) * (bottom - top - 12);
     root.append(svg("text", { class: "strong", x: left, y: top - 4, text: panel.name }));
-    verticalAxis(root, scale, y, left, right, panel.format);
+    verticalAxis(root, scale, y, left, right, panel.format === percent ? percentTick : panel.format);
     for (const mark of marks) root.append(svg("line", { class: mark.kind, x1: x(mark.K), x2: x(mark.K), y1: top + 2, y2: bottom }));
     for (const curve of panel.curves) {
       const d = curve.points.map(([K, value], i) => `${i ? "L" : "M"}${x(K).toFixed(1)} ${y(value).toFixed(1)}`).join("");
@@ -174,8 +175,9 @@ function curveChart(holder, readout, width, { panels, marks, first, last, label,
     root.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
     if (p === 0) {
       marks.forEach((mark) => {
-        const end = x(mark.K) > right - 110;
-        root.append(svg("text", { class: mark.kind === "cut" ? "marked" : null, x: x(mark.K) + (end ? -6 : 6), y: top + (mark.kind === "cut" ? 12 : 27), "text-anchor": end ? "end" : "start", text: mark.name }));
+        const others = marks.filter((other) => other !== mark).map((other) => other.K);
+        const end = x(mark.K) > right - 90 || (others.some((K) => K > mark.K) && x(mark.K) > left + 90);
+        root.append(svg("text", { class: mark.kind === "cut" ? "marked" : null, x: x(mark.K) + (end ? -6 : 6), y: top + 10, "text-anchor": end ? "end" : "start", text: mark.name }));
       });
     }
     for (const K of wholeTicks(first, last, width / 46)) {
@@ -183,7 +185,7 @@ function curveChart(holder, readout, width, { panels, marks, first, last, label,
     }
   });
   root.append(svg("text", { x: (left + right) / 2, y: height - 2, "text-anchor": "middle", text: "experts kept in the layer" }));
-  const cursor = svg("line", { class: "axis", y1: head, y2: height - gap, visibility: "hidden" });
+  const cursor = svg("line", { class: "axis", y1: head, y2: height - gap - 6, visibility: "hidden" });
   root.append(cursor);
   holder.append(root);
   readable(holder, readout, {
@@ -210,7 +212,7 @@ function layerChart(holder, readout, width, { rows, format, label, current, choo
   const chosen = svg("rect", { class: "current", y: top - 6, height: bottom - top + 6, width: step });
   const cursor = svg("rect", { class: "cursor", y: top - 6, height: bottom - top + 6, width: step, visibility: "hidden" });
   root.append(chosen);
-  verticalAxis(root, scale, y, left, right, format);
+  verticalAxis(root, scale, y, left, right, format === percent ? percentTick : format);
   const every = Math.ceil(26 / step);
   rows.forEach((row, i) => {
     if (known(row.from)) {
@@ -233,4 +235,37 @@ function layerChart(holder, readout, width, { rows, format, label, current, choo
     choose,
   });
   return select;
+}
+
+// Rows of two values with their standard errors. rows: [{ name, from, to }] of { value, standard_error }.
+function pairChart(holder, readout, width, { rows, label, names }) {
+  const left = Math.min(150, width * 0.36), right = width - 16, line = 27, top = 6, height = top + rows.length * line + 24;
+  const ends = rows.flatMap(({ from, to }) => [from, to].flatMap((e) => [e.value - (e.standard_error || 0), e.value + (e.standard_error || 0)]));
+  const low = Math.max(0, Math.floor(Math.min(...ends) * 10) / 10), high = Math.min(1, Math.ceil(Math.max(...ends) * 10) / 10);
+  const x = (value) => left + ((value - low) / Math.max(1e-9, high - low)) * (right - left);
+  const root = frame(width, height, label);
+  for (let value = low; value < high + 0.001; value += high - low > 0.55 ? 0.2 : 0.1) {
+    root.append(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: height - 20 }));
+    root.append(svg("text", { x: x(value), y: height - 5, "text-anchor": "middle", text: Number(value.toFixed(2)) }));
+  }
+  const cursor = svg("rect", { class: "cursor", x: 0, width, height: line, visibility: "hidden" });
+  root.append(cursor);
+  rows.forEach(({ name, from, to, strong }, i) => {
+    const y = top + (i + 0.5) * line;
+    const text = svg("text", { class: strong ? "strong" : null, x: left - 12, y: y + 4, "text-anchor": "end", text: name.length > 19 ? `${name.slice(0, 18)}…` : name });
+    root.append(text, svg("line", { class: "link", x1: x(from.value), x2: x(to.value), y1: y, y2: y }));
+    for (const [estimate, shift, kind] of [[from, -4, "whisker"], [to, 4, "whisker own"]]) {
+      if (!known(estimate.standard_error)) continue;
+      root.append(svg("line", { class: kind, x1: x(estimate.value - estimate.standard_error), x2: x(estimate.value + estimate.standard_error), y1: y + shift, y2: y + shift }));
+    }
+    root.append(svg("circle", { class: "ring", cx: x(from.value), cy: y, r: 5.5 }), svg("circle", { class: "dot", cx: x(to.value), cy: y, r: 5.5 }));
+  });
+  holder.append(root);
+  const words = (e) => `${e.value.toFixed(3)}${known(e.standard_error) ? ` ± ${e.standard_error.toFixed(3)}` : ""}`;
+  readable(holder, readout, {
+    items: rows.length,
+    read: (i) => `${rows[i].name}: ${words(rows[i].from)} ${names[0]}, ${words(rows[i].to)} ${names[1]}`,
+    at: (px, py) => (py < top || py > top + rows.length * line ? -1 : Math.min(rows.length - 1, Math.floor((py - top) / line))),
+    show: (i) => { cursor.setAttribute("y", top + i * line); cursor.setAttribute("visibility", "visible"); },
+  });
 }

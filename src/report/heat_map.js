@@ -56,7 +56,7 @@ function dendrogram(layer, order, left, size, height) {
   });
   for (const value of ticks(top / 1.06, 3)) {
     if (value > top) continue;
-    root.append(svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end", text: short(value) }));
+    root.append(svg("text", { x: left - 7, y: Math.min(height - 1, y(value) + 4), "text-anchor": "end", text: short(value) }));
     root.append(svg("line", { class: "axis", x1: left - 4, x2: left, y1: y(value), y2: y(value) }));
   }
   root.append(svg("line", { class: "axis", x1: left, x2: left, y1: y(top), y2: height }));
@@ -82,8 +82,10 @@ function drawMap(holder, readout, width, layer) {
   const canvas = paint(layer, order, distances, size);
   canvas.style.marginLeft = `${left}px`;
   canvas.style.marginTop = tree ? "4px" : "0";
+  const foot = labelled ? 24 : 14;
+  canvas.style.marginBottom = `${foot}px`;
   holder.append(canvas);
-  const foot = labelled ? 22 : 12, overlay = frame(left + size, size + foot, `Distances between ${E} experts, in the order of the figure`);
+  const overlay = frame(left + size, size + foot, `Distances between ${E} experts, in the order of the figure`);
   overlay.setAttribute("class", "overlay");
   overlay.style.top = `${treeHeight + (tree ? 4 : 0)}px`;
   const hatch = stripes(overlay);

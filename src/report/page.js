@@ -30,7 +30,12 @@ function card(name, value, detail, share) {
     share === undefined ? null : html("dd", {}, html("div", { class: "meter", role: "img", "aria-label": `${percent(share)} are left` }, html("span", { style: `width:${Math.max(0, Math.min(100, 100 * share))}%` }))),
     html("dd", { class: "detail", text: detail }));
 }
-const change = (from, to) => [html("span", { class: "from", text: `${from} → ` }), to];
+// "6.1 → 3.7 MB": a unit that both have stands once.
+const change = (from, to) => {
+  const [unit, other] = [from, to].map((text) => String(text).split(" ").slice(1).join(" "));
+  return [html("span", { class: "from", text: `${unit && unit === other ? String(from).split(" ")[0] : from} → ` }), String(to)];
+};
+const brief = (share) => `${Number((100 * share).toPrecision(2))} %`;
 
 function fillSummary() {
   byId("program").textContent = `${data.program} report`;
@@ -46,10 +51,10 @@ function fillSummary() {
   cards.append(card("Experts a layer", change(model.experts, model.kept), `in ${count(model.moe_layers, "MoE layer")}`, model.kept / model.experts));
   const errors = layers.map(heldOut).filter((pair) => pair);
   if (errors.length) {
-    cards.append(card("Output error of a block", change(percent(mean(errors.map((pair) => pair[0]))), percent(mean(errors.map((pair) => pair[1])))),
-      "held-out tokens, before → after fitting, mean over layers"));
+    cards.append(card("Output error of a block", change(brief(mean(errors.map((pair) => pair[0]))), brief(mean(errors.map((pair) => pair[1])))),
+      "on held-out tokens, before and after fitting; mean over layers"));
   } else if (layers.some((layer) => known(layer.output_error))) {
-    cards.append(card("Output error of a block", [percent(mean(layers.map((layer) => layer.output_error).filter(known)))], "predicted on sampled tokens, mean over layers"));
+    cards.append(card("Output error of a block", [brief(mean(layers.map((layer) => layer.output_error).filter(known)))], "predicted on sampled tokens, mean over layers"));
   }
   const both = sharedTexts();
   const texts = both && both.before.perplexity && both.after.perplexity ? [both.before.perplexity[0], both.after.perplexity[0]] : null;
@@ -85,30 +90,41 @@ function fillQuality() {
   const models = data.evaluation && data.evaluation.models;
   if (!models || !models.length) return;
   byId("quality").hidden = false;
-  const body = html("tbody"), first = models[0], wide = models.length + 1;
-  const row = (name, cells) => body.append(html("tr", {}, html("td", { text: name }), ...cells.map((cell) => html("td", {}, ...cell))));
-  const title = (text) => body.append(html("tr", { class: "group" }, html("th", { colspan: wide, scope: "rowgroup", text })));
+  const first = models[0], last = models[models.length - 1], parent = byId("quality-figures");
+  const rowsOf = (lines) => html("tbody", {}, ...lines.map(([name, ...cells]) => html("tr", {}, html("td", { text: name }), ...cells.map((cell) => html("td", {}, ...cell)))));
+  const table = (title, lines) => html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col", text: title }),
+    ...models.map((entry) => html("th", { scope: "col", text: `${entry.name}, ${count(entry.experts, "expert")}` })))), rowsOf(lines));
+  const texts = html("div", { class: "panel scroll", role: "region", "aria-label": "Measured on texts", tabindex: "0" }, html("h3", { text: "On texts" }));
   (first.perplexity || []).forEach((text, t) => {
     const each = models.map((entry) => (entry.perplexity || [])[t] || {});
-    title(`${text.file}: ${text.tokens} tokens, windows of ${text.length}`);
-    row("Perplexity", each.map((m) => withError({ value: m.perplexity, standard_error: m.perplexity_standard_error }, 3)));
-    row("KL divergence from the original, nats", each.map((m, i) => (i === 0 ? ["0"] : withError(m.kl_divergence, 4))));
-    row("Same token the likeliest", each.map((m, i) => (i === 0 ? ["1"] : withError(m.top1_agreement, 4))));
+    texts.append(table(text.file, [
+      ["Perplexity", ...each.map((m) => withError({ value: m.perplexity, standard_error: m.perplexity_standard_error }, 3))],
+      ["KL divergence from the original, nats", ...each.map((m, i) => (i === 0 ? ["0"] : withError(m.kl_divergence, 4)))],
+      ["Places where both find the same token the likeliest", ...each.map((m, i) => (i === 0 ? ["1"] : withError(m.top1_agreement, 4)))],
+    ]), html("p", { class: "readout", text: `${text.tokens} tokens in windows of ${text.length}; ± one standard error.` }));
   });
-  for (const [key, name] of [["acc", "Accuracy"], ["acc_norm", "Accuracy, normalised by length"]]) {
-    if (!first.tasks || !first.tasks.length) continue;
-    title(name);
-    first.tasks.forEach((task, t) => row(`${task.name} (${task.items} questions)`, models.map((entry) => withError(((entry.tasks || [])[t] || {})[key], 3))));
-    if (first.tasks.length > 1) row("Mean over tasks", models.map((entry) => withError((entry.mean || {})[key], 3)));
+  if (first.perplexity && first.perplexity.length) parent.append(texts);
+  if (!first.tasks || !first.tasks.length) return;
+  const value = (entry, t, key) => ((entry.tasks || [])[t] || {})[key];
+  const panel = html("div", { class: "panel" });
+  parent.append(panel);
+  if (models.length > 1) {
+    const rows = first.tasks.map((task, t) => ({ name: task.name, from: task.acc, to: value(last, t, "acc") }));
+    if (rows.length > 1) rows.push({ name: "mean", from: first.mean.acc, to: (last.mean || {}).acc, strong: true });
+    const shownRows = rows.filter(({ from, to }) => from && to && known(from.value) && known(to.value));
+    figure(panel, "On questions", `Accuracy: ring ${first.name}, dot ${last.name}; bars: one standard error.`, "Point at a task, or use the arrow keys.", (holder, readout, width) => {
+      pairChart(holder, readout, width, { rows: shownRows, names: [first.name, last.name], label: `Accuracy on ${count(first.tasks.length, "task")}, ${first.name} and ${last.name}` });
+    });
   }
-  byId("quality-table").append(html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col", text: "" }),
-    ...models.map((entry) => html("th", { scope: "col", text: `${entry.name} (${entry.experts} experts)` })))), body),
-    html("p", { class: "readout", text: "± one standard error. Of the differences, those beyond two standard errors are hard to explain by chance." }));
+  const all = [["acc", "Accuracy"], ["acc_norm", "Accuracy, normalised by length"]].map(([key, name]) => table(name, [
+    ...first.tasks.map((task, t) => [`${task.name} (${task.items} questions)`, ...models.map((entry) => withError(value(entry, t, key), 3))]),
+    ["mean", ...models.map((entry) => withError((entry.mean || {})[key], 3))],
+  ]));
+  panel.append(html("details", { open: models.length < 2 || null }, html("summary", { text: "All numbers" }), html("div", { class: "scroll" }, ...all)));
 }
 
 // ---- all layers
 
-const tree = (layer) => layer.tree && layer.tree.map((merge) => merge[2]);
 // The height of the last merge that leaves K clusters.
 const heightAt = (layer, K) => (K < layer.experts ? layer.tree[layer.experts - K - 1][2] : 0);
 
@@ -118,27 +134,26 @@ function sweepOf(some) {
   const average = (pick) => {
     const lists = some.map(pick).filter((list) => list && list.length), ks = new Map();
     for (const list of lists) for (const [K, value] of list) ks.set(K, [...(ks.get(K) || []), value]);
-    return [...ks].filter((entry) => entry[1].length === lists.length && lists.length > 0).map(([K, values]) => [K, mean(values)]).sort((a, b) => a[0] - b[0]);
+    return [...ks].filter((entry) => lists.length === some.length && entry[1].length === lists.length).map(([K, values]) => [K, mean(values)]).sort((a, b) => a[0] - b[0]);
   };
-  const pruned = some.some((layer) => layer.dropped), lost = average((layer) => (layer.kept_share || []).map(([K, share]) => [K, Math.max(0, 1 - share)]));
+  const pruned = some.every((layer) => layer.dropped), lost = average((layer) => (layer.kept_share || []).map(([K, share]) => [K, Math.max(0, 1 - share)]));
   const predicted = average((layer) => layer.output_errors);
   const spread = mostly.length ? Array.from({ length: E }, (_, i) => [i + 1, mean(mostly.map((layer) => layer.spread[i]))]) : [];
   if (predicted.length) panels.push({ name: "Predicted error of the block's output", key: "predicted error", format: percent, curves: [{ points: predicted }] });
   if (pruned && lost.length) panels.push({ name: "Router's choices that lose their expert", key: "choices lost", format: percent, curves: [{ points: lost }] });
   if (!pruned && spread.length) panels.push({ name: "Differences inside clusters, share of all", key: "differences inside clusters", format: percent, curves: [{ points: spread }] });
-  const trees = some.filter((layer) => layer.tree && layer.order_of_tree && layer.tree_source === "plan");
-  if (trees.length) {
-    const heights = Array.from({ length: E }, (_, i) => [i + 1, mean(trees.map((layer) => heightAt(layer, i + 1)))]);
+  const one = (layer) => layer.tree_source === "plan" && layer.feature === some[0].feature && layer.metric === some[0].metric;
+  if (some.every(one)) {
+    const heights = Array.from({ length: E }, (_, i) => [i + 1, mean(some.map((layer) => heightAt(layer, i + 1)))]);
     panels.push({ name: "Cut height: distance of the last merge", key: "cut height", format: short, curves: [{ points: heights, second: true }] });
   }
   return panels;
 }
 
-function drawSweep(parent, some, title, caption) {
+function drawSweep(parent, some, title, caption, knee) {
   const E = some[0].experts, K = some[0].clusters.length, panels = sweepOf(some);
   if (!panels.length) return;
   const marks = [{ K, name: `${K} kept`, kind: "cut" }];
-  const knees = some.map((layer) => layer.knee).filter(known).sort((a, b) => a - b), knee = knees[Math.floor((knees.length - 1) / 2)];
   if (knee && knee !== K && !some.some((layer) => layer.dropped)) marks.push({ K: knee, name: `bend at ${knee}`, kind: "knee" });
   figure(parent, title, caption, "Point at the curve, or use the arrow keys, for each number of experts.", (holder, readout, width) => {
     curveChart(holder, readout, width, {
@@ -160,38 +175,35 @@ let selectLayer = () => {};
 function fillOverview() {
   const parent = clear(byId("overview-figures"));
   const fitted = layers.some(heldOut), predicted = layers.some((layer) => known(layer.output_error));
-  const spreads = layers.map((layer) => (layer.cluster_spreads ? sum(layer.cluster_spreads) : null));
-  const rows = layers.map((layer, i) => {
-    const pair = heldOut(layer), way = layer.method ? `; ${layer.method}` : "";
+  const rows = layers.map((layer) => {
+    const pair = heldOut(layer), way = layer.method ? `; ${layer.method}` : "", inside = layer.cluster_spreads ? sum(layer.cluster_spreads) : null;
     if (fitted) {
       return { from: pair && pair[0], to: pair && pair[1], label: layer.layer,
-        words: `Layer ${layer.layer}: ${pair ? `output error ${percent(pair[0])} as merged, ${percent(pair[1])} after fitting` : "not measured"}${way}` };
+        words: `Layer ${layer.layer}: ${pair ? `output error ${percent(pair[0])} as merged or pruned, ${percent(pair[1])} after fitting` : "not measured"}${way}` };
     }
     if (predicted) return { to: layer.output_error, label: layer.layer, words: `Layer ${layer.layer}: predicted output error ${percent(layer.output_error)}` };
-    return { to: spreads[i], label: layer.layer, words: `Layer ${layer.layer}: ${percent(spreads[i])} of the differences are inside clusters` };
+    return { to: inside, label: layer.layer, words: `Layer ${layer.layer}: ${percent(inside)} of the differences are inside clusters` };
   });
-  if (rows.some((row) => known(row.to))) {
+  const errors = html("div", { class: "panel" }), sweep = html("div", { class: "panel" });
+  if (rows.some((row) => known(row.to))) parent.append(errors);
+  if (sweepOf(layers).length) parent.append(sweep);
+  if (errors.parentNode) {
     const title = fitted ? "Output error of each block" : predicted ? "Predicted output error of each block" : "Differences inside clusters";
     const caption = fitted ? "Relative error on held-out tokens: ring as merged or pruned, dot after fitting. Lower is better."
       : predicted ? "Relative error of the block's output on sampled tokens, before anything is fitted. Lower is better."
         : "What the members of a cluster differ by, as a share of what all experts of the layer differ by. Lower is better.";
-    const panel = html("div", { class: "panel" });
-    parent.append(panel);
-    figure(panel, title, caption, "Point at a layer, or use the arrow keys; click or Enter shows it below.", (holder, readout, width) => {
+    figure(errors, title, caption, "Point at a layer, or use the arrow keys; click or Enter shows it below.", (holder, readout, width) => {
       selectLayer = layerChart(holder, readout, width, { rows, format: percent, label: `${title}, for ${layers.length} layers`, current: shown, choose: (i) => show(i, true), height: 300 });
     });
   }
-  const panel = html("div", { class: "panel" });
-  parent.append(panel);
-  drawSweep(panel, layers, "What another number of experts would do", "Mean over the layers, from the statistics alone; nothing is run.");
-  if (!panel.childNodes.length) panel.remove();
+  if (sweep.parentNode) drawSweep(sweep, layers, "What another number of experts would do", "Mean over the layers, from the statistics alone; nothing is run.", data.knee);
 }
 
 // ---- one layer
 
 function wordsOf(layer) {
   const sizes = layer.clusters.map((cluster) => cluster.members.length), K = sizes.length, parts = [];
-  if (layer.dropped) parts.push(`${K} of ${layer.experts} experts are kept as they are and ${layer.dropped.length} are dropped`);
+  if (layer.dropped) parts.push(`${K} of ${layer.experts} experts are kept, ${layer.dropped.length} are dropped`);
   else if (layer.soft) parts.push(`every one of ${K} new experts is a weighted mean of all ${layer.experts}; an expert is shown where its weight is largest`);
   else {
     const alone = sizes.filter((size) => size === 1).length;
@@ -243,7 +255,7 @@ function drawUsage(parent, layer) {
     value: layer.usage_after[k], label: String(k), group: i,
     words: `New expert ${k} (${cluster.members.length === 1 ? "expert" : "experts"} ${cluster.members.join(", ") || "none"}): ${percent(layer.usage_after[k])} of the choices`,
   }));
-  figure(parent, "Usage before", "Share of the router's choices, expert by expert in the order of the map. Shades alternate between clusters; striped: dropped. Dashed: all alike.",
+  figure(parent, "Usage before", `Share of the router's choices, expert by expert in the order of the map. ${layer.dropped ? "Striped: dropped. " : "Shades alternate between clusters. "}Dashed: all alike.`,
     "Point at a bar, or use the arrow keys.", (holder, readout, width) => {
       barChart(holder, readout, width, { bars: before, even: { value: 1 / layer.experts }, format: percent, label: "Usage of each expert before", axis: "original experts" });
     });
@@ -255,6 +267,7 @@ function drawUsage(parent, layer) {
 }
 
 function drawSizes(parent, layer) {
+  clear(parent);
   const sizes = layer.clusters.map((cluster, k) => ({ size: cluster.members.length, k })).sort((a, b) => b.size - a.size || a.k - b.k);
   if (layer.dropped || sizes[0].size < 2) return;
   const panel = html("div", { class: "panel" });
@@ -304,9 +317,9 @@ function fillLayer() {
   const sweep = html("div", { class: "panel" });
   side.append(sweep);
   const where = layer.tree_source === "reference" && !layer.dropped ? "Of the cuts of an average-linkage tree, since this method makes none." : "From the statistics alone; nothing is run.";
-  drawSweep(sweep, [layer], "Other numbers of experts, this layer", where);
+  drawSweep(sweep, [layer], "Other numbers of experts, this layer", where, layer.knee);
   if (!sweep.childNodes.length) sweep.remove();
-  drawSizes(side, layer);
+  drawSizes(byId("layer-sizes"), layer);
   if (layer.usage) {
     const usage = html("div", { class: "panel stack" });
     side.append(usage);
@@ -372,13 +385,14 @@ window.addEventListener("beforeprint", () => {
 window.addEventListener("afterprint", () => setTheme());
 
 function drawAll() {
+  clear(byId("quality-figures"));
+  fillQuality();
   fillOverview();
   fillLayer();
 }
 
 setTheme();
 fillSummary();
-fillQuality();
 fillPicker();
 fillRecipe();
 drawAll();

@@ -96,10 +96,23 @@ const ordered_json* find_layer(const ordered_json& run, int64_t layer) {
   return nullptr;
 }
 
-/// Text in HTML, outside of tags.
+/// The median of the layers' knees, rounded; 0 where some layer was pruned, or there are none.
+int64_t median_knee(const ordered_json& layers) {
+  std::vector<int64_t> knees;
+  for (const ordered_json& layer : layers) {
+    if (layer.contains("dropped")) return 0;
+    if (layer.contains("knee")) knees.push_back(layer["knee"]);
+  }
+  if (knees.empty()) return 0;
+  std::sort(knees.begin(), knees.end());
+  const size_t n = knees.size();
+  return (knees[(n - 1) / 2] + knees[n / 2] + 1) / 2;
+}
+
+/// Text in HTML, outside of tags. What is no UTF-8 becomes U+FFFD, as in the data.
 std::string escaped(const std::string& text) {
   std::string out;
-  for (const char c : text) {
+  for (const char c : ordered_json::parse(ordered_json(text).dump(-1, ' ', false, ordered_json::error_handler_t::replace)).get<std::string>()) {
     if (c == '<') {
       out += "&lt;";
     } else if (c == '>') {
@@ -242,6 +255,7 @@ ordered_json Report::data() const {
     }
   }
   data["run"] = run;
+  if (const int64_t knee = median_knee(state_->layers); knee > 0) data["knee"] = knee;
   data["evaluation"] = state_->evaluation;
   data["layers"] = state_->layers;
   data["notes"] = facts.notes;

@@ -15,6 +15,8 @@ namespace {
 
 using nlohmann::ordered_json;
 
+constexpr double few_tokens = 65536;  // docs/quality.md shows what four times as many gain below that
+
 std::string printed(const char* format, double value) {
   char text[64];
   std::snprintf(text, sizeof text, format, value);
@@ -83,7 +85,6 @@ class Writer {
         before_.push_back(layer["held_out"][0]);
         after_.push_back(layer["held_out"][1]);
       }
-      prunes_ = prunes_ || layer.contains("dropped");
     }
     if (data["evaluation"].is_object() && data["evaluation"].contains("models") && data["evaluation"]["models"].size() > 1) {
       original_ = &data["evaluation"]["models"].front();
@@ -216,7 +217,12 @@ class Writer {
   }
 
   void advise_fitting() {
+    const auto tokens = value_of(data_["run"], "tokens");
     const bool full = recipe_.contains("reconstruction") && recipe_["reconstruction"] == "full";
+    if (full && tokens && *tokens < few_tokens) {
+      return advise("The blocks were fitted on " + format_count(*tokens) +
+                    " tokens. Fitting gains from more text: try a larger calibration.sequences.");
+    }
     if (full) return;
     advise(
         "The experts were not fitted afterwards. compression.method: auto, or compression.reconstruction: full with this method, wins back "
@@ -225,20 +231,16 @@ class Writer {
   }
 
   void advise_knee() {
-    std::vector<double> knees;
-    for (const ordered_json& layer : layers_) {
-      if (layer.contains("knee") && !prunes_) knees.push_back(layer["knee"]);
-    }
-    if (knees.empty()) return;
-    const auto knee = static_cast<int64_t>(std::lround(median(knees)));
+    if (!data_.contains("knee")) return;
+    const auto knee = data_["knee"].get<int64_t>();
     const auto top_k = std::max<int64_t>(1, model_["top_k"].get<int64_t>());
-    const std::string bend = "The experts' differences grow fastest below about " + counted(knee, "cluster", "clusters") +
-                             " (the bend of the curves over the number of experts, median over layers)";
+    const std::string bend = "The differences inside clusters grow fastest below about " + counted(knee, "cluster", "clusters") +
+                             " (the bend of their curve, median over layers)";
     if (kept_ < knee) {
       advise(bend + ": with " + std::to_string(kept_) + ", experts that differ were merged. Compare " + std::to_string(knee) +
              size_at(knee) + ".");
-    } else if (kept_ > knee && knee >= top_k) {
-      advise(bend + ": there is room below " + std::to_string(kept_) + ". Compare " + std::to_string(knee) + size_at(knee) + ".");
+    } else if (kept_ > knee && knee >= top_k && !(worst_change_ && *worst_change_ > 0.02)) {
+      advise(bend + ": there may be room below " + std::to_string(kept_) + ". Compare " + std::to_string(knee) + size_at(knee) + ".");
     }
   }
 
@@ -273,7 +275,6 @@ class Writer {
   const ordered_json &data_, &model_, &recipe_, &layers_;
   double bytes_ = 0, expert_bytes_ = 0;  // expert_bytes_: of one expert in every layer; 0: not known
   int64_t kept_ = 0, experts_ = 0;
-  bool prunes_ = false;
   std::vector<double> before_, after_;  // held-out errors of the layers that have them
   const ordered_json *original_ = nullptr, *compressed_ = nullptr;
   std::optional<double> worst_change_;  // of perplexity

@@ -76,6 +76,10 @@ def spread(members: list, matrix: np.ndarray, usage: np.ndarray, squared: bool) 
     return float(f @ q @ f / (2 * f.sum())) if f.sum() > 0 else 0.0
 
 
+def frequencies(usage: np.ndarray) -> np.ndarray:
+    return usage / usage.sum() if usage.sum() > 0 else np.full(len(usage), 1 / len(usage))
+
+
 def knee(values: list) -> int:
     line = np.linspace(values[0], values[-1], len(values))
     below = line - values

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import report_data as reference
 from conftest import BUILD, ONE_A_FAMILY, need, run_job
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 CASES = {
     "hc_smoe": {},
@@ -121,7 +121,7 @@ def test_numbers(collected, tmp_path, name):
         else:
             assert list(swept) == list(range(top_k, E + 1)) and swept[E] == pytest.approx(0, abs=1e-6)
         for k in swept if name == "hc_smoe" else []:
-            cuts = [(cluster, usage[cluster] / usage[cluster].sum(), usage[cluster] / usage[cluster].sum()) for cluster in reference.cut(tree, k)]
+            cuts = [(cluster, *[reference.frequencies(usage[cluster])] * 2) for cluster in reference.cut(tree, k)]
             close(swept[k], reference.output_error(statistics, cuts, top_k, renormalise), 4)
         if planned["dropped"]:
             kept = dict(shown["kept_share"])
@@ -157,10 +157,7 @@ def test_run_writes_it(golden, tmp_path, name):
     assert data["run"]["seconds"] == run["seconds"] and data["notes"] == []
     weights = {}
     for file in output.glob("*.safetensors"):
-        try:
-            weights |= load_file(file)
-        except TypeError:  # NumPy has no bfloat16: those are looked at with others
-            return
+        weights |= {key: value.float().numpy() for key, value in load_file(file).items() if "gate" in key}
     for layer in data["layers"]:
         (router,) = [value for key, value in weights.items() if re.search(rf"layers\.{layer['layer']}\..*(mlp|moe)\.gate\.weight$", key)]
         with h5py.File(work / "statistics" / f"layer_{layer['layer']:04}.h5") as file:
@@ -180,7 +177,7 @@ def test_run_writes_it(golden, tmp_path, name):
 def test_results_of_the_run(golden, tmp_path, collected):
     """Held-out errors, quality and candidates come from the files as they are; another plan's run is left out."""
     case = golden("qwen2_moe_bf16")
-    text = tmp_path / "some <b>text</b>.txt"
+    text = tmp_path / "some <b>text&.txt"
     text.write_text("".join(chr(97 + i % 26) + (" " if i % 5 else "\n") for i in range(4000)))
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(json.dumps({"context": "a b", "choices": [" c", " d"], "answer": i % 2}) for i in range(6)))
@@ -197,7 +194,7 @@ def test_results_of_the_run(golden, tmp_path, collected):
     models = data["evaluation"]["models"]
     assert [model["perplexity"][0]["perplexity"] for model in models] == [model["perplexity"][0]["perplexity"] for model in run["evaluation"]["models"]]
     assert models[0]["perplexity"][0]["file"] == text.name
-    assert any("Perplexity on some <b>text</b>.txt went from" in fact for fact in data["facts"])
+    assert any("Perplexity on some <b>text&.txt went from" in fact for fact in data["facts"])
     run_job(tmp_path, 1, job, "report")
     assert reference.data_of(work / "report.html") == data, "the command makes of the work folder what the run made"
 
@@ -243,21 +240,14 @@ def test_what_is_missing(collected, tmp_path):
 def test_hostile_names(collected, tmp_path):
     """Names are text wherever they stand: no element, no script, no end of the data."""
     case, job, work = collected
-    name = "<img src=x onerror=alert(1)>&\"'--><!--<script>\u2028 \udcff".encode("utf-8", "surrogateescape")
-    model = tmp_path / name.decode("utf-8", "surrogateescape")
-    shutil.copytree(case.model, model)
-    bare = tmp_path / "work"
     made(tmp_path, collected)
+    model, bare = tmp_path / "<img src=x onerror=alert(1)>&\"'--><!--<script>\u2028", tmp_path / "work"
+    shutil.copytree(case.model, model)
     shutil.copytree(work, bare)
-    # YAML cannot hold the byte that is no UTF-8: a link can.
-    (tmp_path / "link").symlink_to(model)
-    hostile = model if "\udcff" not in model.name else None
-    assert hostile is None
-    plain = tmp_path / "<img src=x onerror=alert(1)>&\"'--><!--<script>\u2028"
-    shutil.copytree(case.model, plain)
-    run_job(tmp_path, 1, job | {"model": str(plain), "work": str(bare)}, "report")
+    run_job(tmp_path, 1, job | {"model": str(model), "work": str(bare)}, "report")
     page = (bare / "report.html").read_text()
-    assert reference.data_of(bare / "report.html")["model"]["name"] == plain.name
+    data = reference.data_of(bare / "report.html")
+    assert data["model"]["name"] == model.name
     assert "<img" not in page and "&lt;img src=x onerror=alert(1)&gt;&amp;" in page
     assert page.count("<script") == 2 and page.count("</script") == 2 and "<!--" not in page
 
