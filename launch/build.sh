@@ -84,9 +84,25 @@ install_packages() {
     fail "apt-get could not install the packages (its messages are above). Is the network reachable, and /etc/apt/sources.list right?" 2
 }
 
+# A browser for the tests of the report's page, where the distribution has one as a package; they are skipped without.
+install_browser() {
+  local name as_root=()
+  for name in chromium-headless-shell chromium chromium-browser google-chrome; do
+    ! command -v "$name" >/dev/null || return 0
+  done
+  ((EUID == 0)) || as_root=(sudo -n)
+  if apt-cache show chromium-headless-shell &>/dev/null; then
+    say "installing chromium-headless-shell"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends \
+      chromium-headless-shell >&2 && return 0
+  fi
+  say "no Chromium: the tests of the report's page in a browser will be skipped"
+}
+
 if ((apt)); then
   if command -v dpkg-query >/dev/null; then
     install_packages
+    ((!tests)) || install_browser
   else
     say "no Debian package manager here; needed are the equivalents of: ${packages[*]}"
   fi

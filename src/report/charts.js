@@ -154,14 +154,14 @@ function barChart(holder, readout, width, { bars, even, format, label, axis, hei
 // Curves over K. panels: [{ name, format, curves: [{ name, points: [[K, value]], second }] }]. marks: [{ K, name, kind }].
 function curveChart(holder, readout, width, { panels, marks, first, last, label, words, panelHeight = 150 }) {
   const left = 52, right = width - 14, gap = 30, head = 20;
-  const height = head + panels.length * (panelHeight + gap) - 2;
+  const height = head + panels.length * (panelHeight + gap) + 1;
   const x = (K) => (last === first ? (left + right) / 2 : left + ((K - first) / (last - first)) * (right - left));
   const root = frame(width, height, label);
   panels.forEach((panel, p) => {
     const top = head + p * (panelHeight + gap), bottom = top + panelHeight - 8;
     const scale = ticks(Math.max(1e-12, ...panel.curves.flatMap((curve) => curve.points.map((point) => point[1]))), 3);
     const y = (value) => bottom - (value / scale[scale.length - 1]) * (bottom - top - 12);
-    root.append(svg("text", { class: "strong", x: left, y: top - 4, text: panel.name }));
+    root.append(svg("text", { class: "strong", x: width < 420 ? 0 : left, y: top - 4, text: panel.name }));
     verticalAxis(root, scale, y, left, right, panel.format === percent ? percentTick : panel.format);
     for (const mark of marks) root.append(svg("line", { class: mark.kind, x1: x(mark.K), x2: x(mark.K), y1: top + 2, y2: bottom }));
     for (const curve of panel.curves) {
@@ -184,7 +184,7 @@ function curveChart(holder, readout, width, { panels, marks, first, last, label,
       root.append(svg("text", { x: x(K), y: bottom + 15, "text-anchor": "middle", text: K }));
     }
   });
-  root.append(svg("text", { x: (left + right) / 2, y: height - 2, "text-anchor": "middle", text: "experts kept in the layer" }));
+  root.append(svg("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle", text: "experts kept in the layer" }));
   const cursor = svg("line", { class: "axis", y1: head, y2: height - gap - 6, visibility: "hidden" });
   root.append(cursor);
   holder.append(root);

@@ -51,7 +51,7 @@ function dendrogram(layer, order, left, size, height) {
   layer.tree.forEach(([a, b, h], i) => {
     const one = place.get(a), two = place.get(b);
     const joined = own && i < E - K;
-    root.append(svg("path", { class: joined ? "branch joined" : "branch", d: `M${one.x.toFixed(2)} ${y(one.h).toFixed(2)}V${y(h).toFixed(2)}H${two.x.toFixed(2)}V${y(two.h).toFixed(2)}` }));
+    root.append(svg("path", { class: joined ? "branch joined" : "branch", style: E > 100 ? `stroke-width:${joined ? 1.2 : 0.8}` : null, d: `M${one.x.toFixed(2)} ${y(one.h).toFixed(2)}V${y(h).toFixed(2)}H${two.x.toFixed(2)}V${y(two.h).toFixed(2)}` }));
     place.set(E + i, { x: (one.x + two.x) / 2, h });
   });
   for (const value of ticks(top / 1.06, 3)) {
@@ -93,15 +93,16 @@ function drawMap(holder, readout, width, layer) {
   for (let i = 0, j = 0; i < E; i = j) {
     for (j = i + 1; j < E && found[order[i]] !== null && found[order[j]] === found[order[i]]; j++);
     if (found[order[i]] === null || j - i < 2) continue;
-    for (const kind of ["box under", "box"]) {
-      overlay.append(svg("rect", { class: kind, x: left + i * cell, y: i * cell, width: (j - i) * cell, height: (j - i) * cell }));
+    const line = Math.min(1.6, Math.max(0.7, cell * 0.3));
+    for (const [kind, stroke] of [["box under", 2 * line], ["box", line]]) {
+      overlay.append(svg("rect", { class: kind, style: `stroke-width:${stroke}`, x: left + i * cell, y: i * cell, width: (j - i) * cell, height: (j - i) * cell }));
     }
   }
   const pruned = (layer.dropped || []).length > 0;
   order.forEach((expert, i) => {
     const name = labelled ? expert : "";
     if (labelled) overlay.append(svg("text", { x: left - 7, y: (i + 0.5) * cell + 4, "text-anchor": "end", class: pruned && found[expert] !== null ? "strong" : null, text: name }));
-    if (labelled) overlay.append(svg("text", { x: left + (i + 0.5) * cell, y: size + 17, "text-anchor": "middle", class: pruned && found[expert] !== null ? "strong" : null, style: cell < 17 ? "font-size:10px" : null, text: name }));
+    if (labelled && (cell >= 15 || i % 2 === 0)) overlay.append(svg("text", { x: left + (i + 0.5) * cell, y: size + 17, "text-anchor": "middle", class: pruned && found[expert] !== null ? "strong" : null, style: cell < 17 ? "font-size:10px" : null, text: name }));
     if (found[expert] === null) overlay.append(svg("rect", { fill: hatch, x: left + i * cell, y: size + 2, width: cell, height: labelled ? 5 : 8 }));
     else if (pruned) overlay.append(svg("rect", { class: "after", x: left + i * cell + 0.5, y: size + 2, width: Math.max(0.6, cell - 1), height: labelled ? 5 : 8 }));
   });

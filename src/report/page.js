@@ -140,12 +140,12 @@ function sweepOf(some) {
   const predicted = average((layer) => layer.output_errors);
   const spread = mostly.length ? Array.from({ length: E }, (_, i) => [i + 1, mean(mostly.map((layer) => layer.spread[i]))]) : [];
   if (predicted.length) panels.push({ name: "Predicted error of the block's output", key: "predicted error", format: percent, curves: [{ points: predicted }] });
-  if (pruned && lost.length) panels.push({ name: "Router's choices that lose their expert", key: "choices lost", format: percent, curves: [{ points: lost }] });
-  if (!pruned && spread.length) panels.push({ name: "Differences inside clusters, share of all", key: "differences inside clusters", format: percent, curves: [{ points: spread }] });
+  if (pruned && lost.length) panels.push({ name: "Router's choices without their expert", key: "choices lost", format: percent, curves: [{ points: lost }] });
+  if (!pruned && spread.length) panels.push({ name: "Differences inside clusters", key: "differences inside clusters", format: percent, curves: [{ points: spread }] });
   const one = (layer) => layer.tree_source === "plan" && layer.feature === some[0].feature && layer.metric === some[0].metric;
   if (some.every(one)) {
     const heights = Array.from({ length: E }, (_, i) => [i + 1, mean(some.map((layer) => heightAt(layer, i + 1)))]);
-    panels.push({ name: "Cut height: distance of the last merge", key: "cut height", format: short, curves: [{ points: heights, second: true }] });
+    panels.push({ name: "Cut height (distance of the last merge)", key: "cut height", format: short, curves: [{ points: heights, second: true }] });
   }
   return panels;
 }
@@ -196,7 +196,7 @@ function fillOverview() {
       selectLayer = layerChart(holder, readout, width, { rows, format: percent, label: `${title}, for ${layers.length} layers`, current: shown, choose: (i) => show(i, true), height: 300 });
     });
   }
-  if (sweep.parentNode) drawSweep(sweep, layers, "What another number of experts would do", "Mean over the layers, from the statistics alone; nothing is run.", data.knee);
+  if (sweep.parentNode) drawSweep(sweep, layers, "What another number of experts would do", "Mean over the layers, from the statistics alone: no model was run for it. Point for the size of the weights.", data.knee);
 }
 
 // ---- one layer

@@ -112,7 +112,8 @@ int64_t median_knee(const ordered_json& layers) {
 /// Text in HTML, outside of tags. What is no UTF-8 becomes U+FFFD, as in the data.
 std::string escaped(const std::string& text) {
   std::string out;
-  for (const char c : ordered_json::parse(ordered_json(text).dump(-1, ' ', false, ordered_json::error_handler_t::replace)).get<std::string>()) {
+  for (const char c :
+       ordered_json::parse(ordered_json(text).dump(-1, ' ', false, ordered_json::error_handler_t::replace)).get<std::string>()) {
     if (c == '<') {
       out += "&lt;";
     } else if (c == '>') {

@@ -102,7 +102,12 @@ class Writer {
     advise_fitting();
     advise_knee();
     advise_layers();
+    advise_clusters();
     advise_calibration();
+    advise(
+        "The statistics are kept: another number of experts, or another method on them, needs no new collection. Name another output "
+        "folder and "
+        "call `run` again.");
     return std::move(words_);
   }
 
@@ -220,8 +225,11 @@ class Writer {
     const auto tokens = value_of(data_["run"], "tokens");
     const bool full = recipe_.contains("reconstruction") && recipe_["reconstruction"] == "full";
     if (full && tokens && *tokens < few_tokens) {
-      return advise("The blocks were fitted on " + format_count(*tokens) +
-                    " tokens. Fitting gains from more text: try a larger calibration.sequences.");
+      advise("The blocks were fitted on " + format_count(*tokens) +
+             " tokens. Fitting gains from more text: try a larger calibration.sequences.");
+    }
+    if (full && recipe_["method"] != "auto" && worst_change_.value_or(0) > 0.02) {
+      return advise("compression.method: auto also tries other ways to merge and to drop experts in each layer, and keeps the best.");
     }
     if (full) return;
     advise(
@@ -257,6 +265,25 @@ class Writer {
                       ", that of the middle layer " + percent(middle) + ". Look at its figures below.");
       }
     }
+  }
+
+  void advise_clusters() {
+    size_t largest = 0;
+    int64_t where = 0;
+    for (const ordered_json& layer : layers_) {
+      for (const ordered_json& cluster : layer["clusters"]) {
+        if (layer.contains("soft") || cluster["members"].size() <= largest) continue;
+        largest = cluster["members"].size();
+        where = layer["layer"];
+      }
+    }
+    const double even = static_cast<double>(experts_) / static_cast<double>(kept_);
+    if (static_cast<double>(largest) < 4 * even || kept_ < 2) return;
+    std::string how = "compression.max_cluster_size limits that";
+    if (recipe_["method"] == "hc-smoe" && recipe_["linkage"] != "ward") how = "compression.linkage: ward makes clusters more even, " + how;
+    if (recipe_["method"] != "hc-smoe" && recipe_["method"] != "dek") return;
+    advise("In layer " + std::to_string(where) + " one cluster took " + std::to_string(largest) + " of " + std::to_string(experts_) +
+           " experts; " + how + ".");
   }
 
   void advise_calibration() {
