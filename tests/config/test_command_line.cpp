@@ -111,12 +111,13 @@ TEST(CommandLineTest, HelpAndVersion) {
 TEST(CommandLineTest, Mistakes) {
   expect_refused({}, "no configuration file");
   expect_refused({"plan"}, "the command 'plan' needs a configuration file");
-  expect_refused({"pln", "config.yaml"}, "command 'pln' is not allowed; allowed: run, inspect, collect, plan, apply, evaluate");
+  expect_refused({"pln", "config.yaml"}, "command 'pln' is not allowed; allowed: run, inspect, collect, plan, apply, evaluate, report");
   expect_refused({"plan", "config.yaml", "more"}, "too many arguments: 'more'");
   expect_refused({"config.yaml", "--fast"}, "--fast");
   expect_refused({"config.yaml", "--set"}, "--set");
   expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the commands 'apply', 'evaluate' and 'report'");
   expect_refused({"apply", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'apply' takes one --plan");
+  expect_refused({"report", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'report' takes one --plan");
   expect_refused({"run", "config.yaml", "--all"}, "--all belongs to the command 'collect'");
 }
 

@@ -477,6 +477,7 @@ TEST_F(ConfigTest, NamesGoBothWays) {
   for (const auto propagate : {Propagate::original, Propagate::compressed}) EXPECT_EQ(parse_propagate(to_string(propagate)), propagate);
   EXPECT_EQ(to_string(ComputeDtype::automatic), "auto");
   EXPECT_EQ(to_string(Command::evaluate), "evaluate");
+  EXPECT_EQ(to_string(Command::report), "report");
   EXPECT_THROW(parse_metric("cosin"), UserError);
 }
 
