@@ -6,7 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
 function put(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes || {})) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === "text") node.textContent = value;
+    if (name === "text") node.textContent = String(value).replace(/(\d) (%|[KMGT]?B\b)/g, "$1\u00a0$2"); // a unit stays with its number
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : value);
   }
@@ -123,23 +123,24 @@ function stripes(root) {
 
 // bars: [{ value, group, hatched, label, words }]. even: a value with a dashed line and its name.
 function barChart(holder, readout, width, { bars, even, format, label, axis, height = 150 }) {
-  const left = 52, right = width - 6, top = 10, bottom = height - (axis ? 34 : 22);
-  const root = frame(width, height, label);
+  const left = 52, right = width - 6, top = 10, step = (right - left) / bars.length;
+  const named = step >= 17 || (step >= 11 && bars.every((bar) => bar.label.length < 3));
+  const bottom = height - (named ? 34 : 20), root = frame(width, height, label);
   const scale = ticks(Math.max(...bars.map((bar) => bar.value), even ? even.value : 0, 1e-12), 3);
   const y = (value) => bottom - (value / scale[scale.length - 1]) * (bottom - top);
-  const step = (right - left) / bars.length, gap = step > 8 ? Math.min(6, step * 0.22) : step > 2.5 ? 0.6 : 0;
+  const gap = step > 8 ? Math.min(6, step * 0.22) : step > 2.5 ? 0.6 : 0;
   verticalAxis(root, scale, y, left, right, format === percent ? percentTick : format);
   const hatch = stripes(root);
   bars.forEach((bar, i) => {
     const x = left + i * step + gap / 2, w = Math.max(0.7, step - gap), h = Math.max(bar.value > 0 ? 1 : 0, bottom - y(bar.value));
     root.append(svg("rect", { class: bar.hatched ? null : `after${bar.group % 2 ? " other" : ""}`, fill: bar.hatched ? hatch : null, x, y: bottom - h, width: w, height: h }));
-    if (step >= 17 || (step >= 11 && bar.label.length < 3)) {
+    if (named) {
       root.append(svg("text", { x: x + w / 2, y: bottom + 14, "text-anchor": "middle", style: step < 17 ? "font-size:10px" : null, text: bar.label }));
     }
   });
   if (even) root.append(svg("line", { class: "even", x1: left, x2: right, y1: y(even.value), y2: y(even.value) }));
   root.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
-  if (axis) root.append(svg("text", { x: (left + right) / 2, y: height - 3, "text-anchor": "middle", text: axis }));
+  root.append(svg("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle", text: axis }));
   const cursor = svg("rect", { class: "cursor", y: top, height: bottom - top, width: Math.max(step, 2), visibility: "hidden" });
   root.append(cursor);
   holder.append(root);

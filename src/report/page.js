@@ -193,7 +193,7 @@ function fillOverview() {
       : predicted ? "Relative error of the block's output on sampled tokens, before anything is fitted. Lower is better."
         : "What the members of a cluster differ by, as a share of what all experts of the layer differ by. Lower is better.";
     figure(errors, title, caption, "Point at a layer, or use the arrow keys; click or Enter shows it below.", (holder, readout, width) => {
-      selectLayer = layerChart(holder, readout, width, { rows, format: percent, label: `${title}, for ${layers.length} layers`, current: shown, choose: (i) => show(i, true), height: 300 });
+      selectLayer = layerChart(holder, readout, width, { rows, format: percent, label: `${title}, for ${layers.length} layers`, current: shown, choose: (i) => show(i, true), height: [260, 260, 330, 440][Math.min(3, sweepOf(layers).length)] });
     });
   }
   if (sweep.parentNode) drawSweep(sweep, layers, "What another number of experts would do", "Mean over the layers, from the statistics alone: no model was run for it. Point for the size of the weights.", data.knee);
@@ -308,7 +308,7 @@ let shown = 0;
 function fillLayer() {
   const layer = layers[shown];
   byId("layer-title").textContent = `Layer ${layer.layer}`;
-  byId("layer-words").textContent = wordsOf(layer);
+  put(byId("layer-words"), { text: wordsOf(layer) });
   byId("layers").value = String(shown);
   byId("previous").disabled = shown === 0;
   byId("next").disabled = shown + 1 === layers.length;

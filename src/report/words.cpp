@@ -107,7 +107,7 @@ class Writer {
     advise(
         "The statistics are kept: another number of experts, or another method on them, needs no new collection. Name another output "
         "folder and "
-        "call `run` again.");
+        "call \"run\" again.");
     return std::move(words_);
   }
 
