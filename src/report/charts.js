@@ -33,8 +33,9 @@ const bytes = (value) => {
   return `${unit === 0 ? value : value.toFixed(value < 99.95 ? 1 : 0)} ${units[unit]}`;
 };
 const seconds = (value) => {
-  if (value < 60) return `${value.toFixed(value < 9.95 ? 1 : 0)} s`;
-  if (value < 3600) return `${Math.floor(value / 60)} min ${String(Math.floor(value % 60)).padStart(2, "0")} s`;
+  if (value < 59.5) return `${value.toFixed(value < 9.95 ? 1 : 0)} s`;
+  value = Math.round(value);
+  if (value < 3600) return `${Math.floor(value / 60)} min ${String(value % 60).padStart(2, "0")} s`;
   return `${Math.floor(value / 3600)} h ${String(Math.floor(value / 60) % 60).padStart(2, "0")} min`;
 };
 const count = (n, one, several) => `${n} ${n === 1 ? one : several || one + "s"}`;

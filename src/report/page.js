@@ -26,7 +26,7 @@ function sharedTexts() {
 // ---- summary
 
 function card(name, value, detail, share) {
-  return html("dl", { class: "card", style: "margin:0" }, html("dt", { text: name }), html("dd", {}, html("div", { class: "value" }, ...value)),
+  return html("dl", { class: "card" }, html("dt", { text: name }), html("dd", {}, html("div", { class: "value" }, ...value)),
     share === undefined ? null : html("dd", {}, html("div", { class: "meter", role: "img", "aria-label": `${percent(share)} are left` }, html("span", { style: `width:${Math.max(0, Math.min(100, 100 * share))}%` }))),
     html("dd", { class: "detail", text: detail }));
 }
@@ -67,13 +67,15 @@ function fillSummary() {
   }
   if (both && both.before.mean && both.after.mean && both.after.mean.acc) {
     cards.append(card("Accuracy", change(both.before.mean.acc.value.toFixed(3), both.after.mean.acc.value.toFixed(3)),
-      `mean over ${count(both.after.tasks.length, "task")}, ± ${short(both.after.mean.acc.standard_error)}`));
+      `mean over ${count(both.after.tasks.length, "task")}, ± ${known(both.after.mean.acc.standard_error) ? both.after.mean.acc.standard_error.toFixed(3) : "–"}`));
   }
   const run = data.run;
   if (run.seconds && known(run.seconds.total)) {
     const memory = run.peak_memory_bytes ? `, at most ${bytes(Math.max(...run.peak_memory_bytes))} a rank` : "";
     cards.append(card("Time", [seconds(run.seconds.total)], `${count(run.ranks, "rank")}${memory}`));
   }
+  const n = cards.childNodes.length;
+  cards.style.setProperty("--columns", n <= 6 ? n : Math.ceil(n / 2));
   for (const sentence of data.facts) byId("facts").append(html("li", { text: sentence }));
   for (const sentence of data.advice) byId("advice").append(html("li", { text: sentence }));
   if (!data.advice.length) byId("advice").append(html("li", { text: "Nothing stands out." }));

@@ -208,7 +208,7 @@ class Writer {
           "models.");
     }
     const auto top_k = model_["top_k"].get<int64_t>();
-    if (*worst_change_ > 0.1 && kept_ < experts_) {
+    if (*worst_change_ > 0.05 && kept_ < experts_) {
       const int64_t more = kept_ + (experts_ - kept_ + 1) / 2;
       if (more < experts_) {
         advise("Perplexity rose by " + percent(*worst_change_) +

@@ -87,7 +87,7 @@ def test_every_part_is_there(opened, pages, name):
     layers, experts, pruned = PAGES[name]
     assert f"{experts} → {experts // 2} experts a layer" in text_of(page, "h1")
     cards = text_of(page, "#cards")
-    for part in ("1.3 TB → 700 GB", f"{experts} → {experts // 2}", "50 → 10 %", "2.5 → 3.5", "90.0 %", "39 min 05 s"):
+    for part in ("1.3 TB → 700 GB", f"{experts} → {experts // 2}", "50 → 10 %", "2.5 → 3.5", "90.0 %", "39 min 06 s"):
         assert part in cards
     for part in ("facts", "advice"):
         assert [plain(text) for text in page.locator(f"#{part} li").all_inner_texts()] == data[part]
