@@ -28,9 +28,7 @@ struct CommandLine {
 };
 
 /// Whether a command runs the model, on whatever device.type says. The others need no GPU.
-inline bool computes(Command command) {
-  return command != Command::inspect && command != Command::plan && command != Command::report;
-}
+inline bool computes(Command command) { return command != Command::inspect && command != Command::plan && command != Command::report; }
 
 /// Collective. Throws what goes wrong; main prints it and chooses the exit code. trace: may be null.
 void run_command(const CommandLine&, const Config&, const Ranks&, Log&, Trace* trace, StopRequest&);
