@@ -3,7 +3,7 @@
 // with a UserError. Everything else (another exception, a crash, a finding of a sanitizer, an input that takes too long or too much memory)
 // ends it.
 
-#include <sys/mman.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -24,7 +24,8 @@ inline void require(bool condition, const char* what) {
   std::abort();
 }
 
-/// Runs a parser. An error must be a message that can be shown: short, and without the zero byte that would cut it.
+/// Runs a parser; HCSMOE_FUZZ_SHOW=1 in the environment prints what it says. An error must be a message that can be shown: short, and
+/// without the zero byte that would cut it.
 template <class Parser>
 int answers(Parser&& parse) {
   constexpr size_t longest_message = 20'000;
@@ -32,6 +33,7 @@ int answers(Parser&& parse) {
     parse();
   } catch (const UserError& error) {
     const std::string what = error.what();
+    if (std::getenv("HCSMOE_FUZZ_SHOW")) std::fprintf(stderr, "%s\n", what.c_str());
     require(!what.empty() && what.size() <= longest_message, "a message is short");
     require(what.find('\0') == std::string::npos, "a message has no zero byte");
   }
@@ -40,22 +42,23 @@ int answers(Parser&& parse) {
 
 inline std::string_view text(const uint8_t* data, size_t size) { return {reinterpret_cast<const char*>(data), size}; }
 
-/// A file in memory that can be opened by a path.
-class MemoryFile {
+/// A file that can be opened by paths of any names, in a folder of its own below HCSMOE_FUZZ_FOLDER (default: /tmp).
+class OpenFile {
  public:
-  MemoryFile() : descriptor_(::memfd_create("fuzz", 0)), folder_("/tmp/hcsmoe-fuzz-" + std::to_string(::getpid())) {
-    require(descriptor_ >= 0, "memfd_create");
-    std::filesystem::create_directory(folder_);
+  OpenFile() {
+    const char* const parent = std::getenv("HCSMOE_FUZZ_FOLDER");
+    folder_ = std::filesystem::path(parent ? parent : "/tmp") / ("hcsmoe-fuzz-" + std::to_string(::getpid()));
+    std::filesystem::create_directories(folder_);
+    descriptor_ = ::open((folder_ / "content").c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    require(descriptor_ >= 0, "the file can be made");
   }
-  ~MemoryFile() { std::filesystem::remove_all(folder_); }
-  MemoryFile(const MemoryFile&) = delete;
+  ~OpenFile() { std::filesystem::remove_all(folder_); }
+  OpenFile(const OpenFile&) = delete;
 
   /// A path of that name, which leads to the file.
   std::filesystem::path path(const std::string& name) {
     const std::filesystem::path link = folder_ / name;
-    if (!std::filesystem::is_symlink(link)) {
-      std::filesystem::create_symlink("/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(descriptor_), link);
-    }
+    if (!std::filesystem::is_symlink(link)) std::filesystem::create_symlink("content", link);
     return link;
   }
   const std::filesystem::path& folder() const { return folder_; }
@@ -69,8 +72,8 @@ class MemoryFile {
   }
 
  private:
-  int descriptor_;
   std::filesystem::path folder_;
+  int descriptor_ = -1;
 };
 
 }  // namespace hcsmoe::fuzz

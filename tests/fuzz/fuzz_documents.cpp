@@ -8,7 +8,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace hcsmoe;
-  static fuzz::MemoryFile file;
+  static fuzz::OpenFile file;
   constexpr std::array<const char*, 4> names = {"a.jsonl", "a.txt", "a.jsonl.gz", "a.txt.gz"};
   constexpr DocumentLimits limits{uint64_t{4} << 20, uint64_t{1} << 20, 200};
   if (size == 0) return 0;

@@ -6,7 +6,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace hcsmoe;
-  static fuzz::MemoryFile file;
+  static fuzz::OpenFile file;
   const auto path = file.path("layer_0003.h5");
   file.fill(fuzz::text(data, size));
   fuzz::answers([&] { load_statistics(path); });

@@ -5,7 +5,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace hcsmoe;
-  static fuzz::MemoryFile file;
+  static fuzz::OpenFile file;
   [[maybe_unused]] static const bool made = [] {
     for (const char* name : {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "a.safetensors"}) file.path(name);
     return true;

@@ -5,7 +5,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace hcsmoe;
-  static fuzz::MemoryFile file;
+  static fuzz::OpenFile file;
   const auto path = file.path("a.npy");
   file.fill(fuzz::text(data, size));
   return fuzz::answers([&] {

@@ -3,7 +3,8 @@
 # usage: tests/fuzz/run.sh [--seconds N] [TARGET ...]
 #   --seconds N   for each target (default 30)
 #   TARGET        safetensors, yaml, ... (default: all)
-# The exit status is 1 if one of them found something. The input that did it is then named, and `build-fuzz/fuzz_TARGET FILE` shows it again.
+# The exit status is 1 if one of them found something. The input that did it is then named, and `build-fuzz/fuzz_TARGET FILE` shows it again
+# (with HCSMOE_FUZZ_SHOW=1 also what the parser says).
 # What a run has found worth keeping is kept in build-fuzz/corpus/ for the next. 77: clang is not here and cannot be installed.
 set -euo pipefail
 
@@ -15,7 +16,7 @@ while (($#)); do
       shift
       ;;
     -*)
-      sed -n '2,7s/^# //p' "$0" >&2
+      sed -n '2,8s/^# //p' "$0" >&2
       exit 2
       ;;
     *) break ;;
@@ -74,6 +75,9 @@ cmake --build "$build" --target "${targets[@]/#/fuzz_}" >"$build/build.log" || {
 export ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0:allocator_may_return_null=0
 export UBSAN_OPTIONS=print_stacktrace=1
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+HCSMOE_FUZZ_FOLDER=$(mktemp -d "$([[ -w /dev/shm ]] && echo /dev/shm || echo "${TMPDIR:-/tmp}")/hcsmoe-fuzz-XXXXXX")
+export HCSMOE_FUZZ_FOLDER
+trap 'rm -rf "$HCSMOE_FUZZ_FOLDER"' EXIT
 # A line: what was executed, how many edges are covered at the end and at the start, and how it ended.
 fuzz() {
   local target=$1 log=$build/$1.log corpus=$build/corpus/$1 found=$build/found/$1 status=0 result=passed
