@@ -69,7 +69,8 @@ std::vector<AddedToken> read_added_tokens(const Json& list, const JsonPlace& pla
     }
     const std::optional<int32_t> in_vocabulary = model.find(token.content);
     const int64_t id = in_vocabulary ? *in_vocabulary : highest && *highest >= vocabulary_size ? *highest + 1 : vocabulary_size;
-    if (id > std::numeric_limits<int32_t>::max()) throw UserError(place.text() + ": the token \"" + token.content + "\" has no number left");
+    if (id > std::numeric_limits<int32_t>::max())
+      throw UserError(place.text() + ": the token \"" + token.content + "\" has no number left");
     token.id = static_cast<int32_t>(id);
     highest = std::max(highest.value_or(id), id);
     known.emplace(token.content, tokens.size());

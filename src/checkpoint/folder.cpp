@@ -154,7 +154,8 @@ FolderContents model_files(const fs::path& folder) {
     throw UserError("the model folder " + folder.string() + " does not exist",
                     "`model` is a folder on this machine; `huggingface-cli download NAME --local-dir FOLDER` makes one");
   }
-  if (!fs::is_directory(folder, error)) throw UserError(folder.string() + " is not a folder", "`model` is the folder that holds config.json");
+  if (!fs::is_directory(folder, error))
+    throw UserError(folder.string() + " is not a folder", "`model` is the folder that holds config.json");
   const std::vector<std::string> names = names_in(folder);
   if (std::binary_search(names.begin(), names.end(), kIndexFile)) return from_index(folder);
   if (std::binary_search(names.begin(), names.end(), kSingleFile)) {
