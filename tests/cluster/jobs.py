@@ -41,5 +41,5 @@ def finished_layers(log: Path) -> list:
     return [int(layer) for layer in re.findall(r"\] layer (\d+): ", log.read_text())] if log.exists() else []
 
 
-def wait_for_layer(log: Path, layer=0, seconds=120):
+def wait_for_layer(log: Path, layer=0, seconds=600):
     wait_until(lambda: layer in finished_layers(log), seconds, f"end of layer {layer}")

@@ -93,7 +93,7 @@ class Slurm:
 
     def wait_for_nodes(self):
         count = lambda: self.run("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D", check=False).strip()  # noqa: E731
-        wait_until(lambda: count() == str(len(self.nodes)), 40, "all nodes idle")
+        wait_until(lambda: count() == str(len(self.nodes)), 120, "all nodes idle")
 
     def environment(self) -> dict:
         return os.environ | {

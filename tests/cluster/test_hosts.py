@@ -44,8 +44,8 @@ def test_same_bytes(hosts, tmp_path):
     expected = undisturbed(tmp_path / "one", SHORT)
     (tmp_path / "three").mkdir()
     process, log = start(hosts, tmp_path / "three", SHORT)
-    wait_until(lambda: ranks(hosts) == {"h1": 1, "h2": 1, "h3": 1} or process.poll() is not None, 60, "a rank on each host")
-    assert process.wait(120) == 0, log.read_text()
+    wait_until(lambda: ranks(hosts) == {"h1": 1, "h2": 1, "h3": 1} or process.poll() is not None, 300, "a rank on each host")
+    assert process.wait(900) == 0, log.read_text()
     assert digests_of(tmp_path / "three") == expected
 
 
@@ -81,6 +81,6 @@ def test_told_to_stop(hosts, tmp_path, number):
     assert not any(ranks(hosts).values())
     done = finished_layers(log)
     process, log = start(hosts, tmp_path / "three", MIDDLE)
-    assert process.wait(300) == 0, log.read_text()
+    assert process.wait(900) == 0, log.read_text()
     assert digests_of(tmp_path / "three") == expected
     assert len(done) + len(finished_layers(log)) <= 5, "done again instead of resumed"

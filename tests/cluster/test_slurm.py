@@ -61,7 +61,7 @@ class Job:
         environment = {"HCSMOE_PROGRAM": str(need(PROGRAM))} | (environment or {})
         self.id = slurm.submit(f"--output={self.log}", *options, f"launch/{script}", *arguments, environment=environment)
 
-    def end(self, seconds=300) -> dict:
+    def end(self, seconds=900) -> dict:
         """What Slurm says of the job that has ended."""
         try:
             return self.slurm.wait_for(self.id, *ENDED, seconds=seconds)
@@ -78,7 +78,7 @@ class Job:
         assert len(finished_layers(self.log)) <= 4 + restarts, text
 
     def restarted(self):
-        wait_until(lambda: int(self.slurm.job(self.id)["Restarts"]) == 1, 90, f"restart of {self.id}")
+        wait_until(lambda: int(self.slurm.job(self.id)["Restarts"]) == 1, 300, f"restart of {self.id}")
 
 
 def take_all_nodes(slurm) -> str:
@@ -122,7 +122,7 @@ def test_preempted_with_grace_time(slurm, expected, tmp_path):
     urgent = take_all_nodes(slurm)
     job.restarted()
     assert "saved; the job is back in the queue" in job.log.read_text()
-    slurm.wait_for(urgent, "COMPLETED", seconds=60)
+    slurm.wait_for(urgent, "COMPLETED", seconds=200)
     job.completed(expected(MIDDLE), restarts=1)
 
 
@@ -130,7 +130,7 @@ def test_preempted_without_grace_time(slurm, expected, tmp_path):
     job = Job(slurm, tmp_path, MIDDLE, "--partition=spot", "--ntasks-per-node=2", script="slurm_preemptible.sbatch")
     wait_for_layer(job.log)
     urgent = take_all_nodes(slurm)
-    slurm.wait_for(urgent, "COMPLETED", seconds=120)
+    slurm.wait_for(urgent, "COMPLETED", seconds=200)
     job.completed(expected(MIDDLE), restarts=1)
 
 
@@ -142,7 +142,7 @@ def test_node_dies(slurm, expected, tmp_path, victim):
     nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job.id)["NodeList"]).split()
     dead, left = nodes if victim == "first" else reversed(nodes)
     slurm.crash(dead)
-    wait_until(lambda: not slurm.hosts[left].processes("hcsmoe_dist"), 60, "end of the other rank")
+    wait_until(lambda: not slurm.hosts[left].processes("hcsmoe_dist"), 120, "end of the other rank")
     job.restarted()
     job.completed(expected(MIDDLE), restarts=1)
     assert dead not in slurm.run("scontrol", "show", "hostnames", slurm.job(job.id)["NodeList"]).split()
