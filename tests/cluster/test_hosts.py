@@ -77,7 +77,7 @@ def test_told_to_stop(hosts, tmp_path, number):
     process, log = start(hosts, tmp_path / "three", MIDDLE)
     wait_for_layer(log)
     os.kill(child(process), number)
-    assert process.wait(30) == 75, log.read_text()
+    assert process.wait(60) == 75, log.read_text()
     assert not any(ranks(hosts).values())
     done = finished_layers(log)
     process, log = start(hosts, tmp_path / "three", MIDDLE)
