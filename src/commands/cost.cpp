@@ -61,7 +61,7 @@ struct Layer {
     return units;
   }
   Units full_visit() const {
-    Units units{k * (3 + 3 * training + training / 2 * (2 * u() / D + D / (2 * F) + 3) + held_out * (1 + 1.5 * 3) + 4),
+    Units units{k * (2 + 3 * training + training / 2 * (2 * u() / D + D / (2 * F) + 3) + held_out * (1 + 1.5 * 3) + 3),
                 K * (4 * u() + 2 * D + u()) / N, K * std::max(D * D * D, 8 * u() * u() * u()) / 2 / (D * F * N)};
     units += down_fit();
     return units;

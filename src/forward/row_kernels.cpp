@@ -190,6 +190,10 @@ HCSMOE_FOR_EACH_VECTOR_WIDTH void quantised_add(const float* x, int64_t n, doubl
   for (int64_t i = 0; i < n; ++i) sums[i] += nearest(static_cast<double>(x[i]) * scale);
 }
 
+HCSMOE_FOR_EACH_VECTOR_WIDTH void quantised_add(const uint16_t* x, int64_t n, double scale, int64_t* sums) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += nearest(static_cast<double>(load(x[i])) * scale);
+}
+
 HCSMOE_FOR_EACH_VECTOR_WIDTH float largest_magnitude(const float* x, int64_t n) {
   // As bits, magnitudes are ordered like integers, NaN above infinity above all others.
   uint32_t largest = 0;

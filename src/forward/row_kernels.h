@@ -30,6 +30,7 @@ void multiply_and_add(const float* a, const float* b, const float* y, int64_t n,
 
 /// sums[i] += round(x[i] * scale), for |x[i] * scale| < 2^51.
 void quantised_add(const float* x, int64_t n, double scale, int64_t* sums);
+void quantised_add(const uint16_t* x, int64_t n, double scale, int64_t* sums);
 
 /// The largest |x[i]|; NaN and infinity give infinity.
 float largest_magnitude(const float* x, int64_t n);

@@ -6,7 +6,6 @@
 
 #include "forward/row_kernels.h"
 #include "hcsmoe/error.h"
-#include "reconstruction/gauss_newton.h"
 #include "reconstruction/normal_equations.h"
 #include "reconstruction/row_sums.h"
 
@@ -85,6 +84,7 @@ double BlockFit::try_all(const BlockFit& other) {
 void BlockFit::fit_experts(bool gate_and_up) {
   if (!residual_.defined()) set_residual();
   for (size_t k = 0; k < experts.size(); ++k) fit_expert(k, gate_and_up);
+  step_buffers_ = {};
   error = held_out_error(gathered(residual_, held_rows_, rest_buffer_));
 }
 
@@ -141,9 +141,10 @@ void BlockFit::fit_expert(size_t k, bool gate_and_up) {
   if (counts[0] < fewest_training || counts[1] < fewest_held_out) return;
   at::Tensor rest = gathered(residual_, units->rows, rest_buffer_);  // [rows, D]
   if (gate_and_up && fit_gate_up(k, *units, rest, counts[0])) {
-    rest.add_(row_product(units->values, down[k], outputs_buffer_));
-    units = &units_of_.of(experts[k], entries);
-    rest.sub_(row_product(units->values, down[k], outputs_buffer_));
+    const Units& moved = trial_units_of_.of(experts[k], entries);
+    at::Tensor less = units->values;
+    rest.add_(row_product(less.sub_(moved.values), down[k], outputs_buffer_));
+    units = &moved;
   }
   fit_down(k, *units, rest);
   const int64_t D = rest.size(1);
@@ -160,16 +161,16 @@ bool BlockFit::fit_gate_up(size_t k, const Units& units, const at::Tensor& rest,
   const at::Tensor input = gathered(input_, units.rows, input_buffer_);  // [rows, D]
   // An even share of the training rows.
   const int64_t every = std::clamp<int64_t>(training / fewest_sampled, 1, sample_every);
-  std::vector<int32_t> sample;
-  std::vector<int64_t> sample_end;
+  RowSample sample;
   int64_t row = 0;
   for (const int64_t end : units.group_end) {
     for (; row < end; ++row) {
-      if ((tokens_.groups.first_token + units.rows[static_cast<size_t>(row)]) % every == 0) sample.push_back(static_cast<int32_t>(row));
+      if ((tokens_.groups.first_token + units.rows[static_cast<size_t>(row)]) % every == 0)
+        sample.rows.push_back(static_cast<int32_t>(row));
     }
-    sample_end.push_back(static_cast<int64_t>(sample.size()));
+    sample.group_end.push_back(static_cast<int64_t>(sample.rows.size()));
   }
-  const at::Tensor step = gauss_newton_step({units, input, rest, down[k], sample, sample_end, unit_}, ranks_);
+  const at::Tensor step = gauss_newton_step({units, input, rest, down[k], sample, unit_}, step_buffers_, ranks_);
   if (!step.defined()) return false;
 
   // What the held-out tokens would lack without this expert.
@@ -196,8 +197,8 @@ bool BlockFit::fit_gate_up(size_t k, const Units& units, const at::Tensor& rest,
 void BlockFit::fit_down(size_t k, const Units& units, at::Tensor& rest) {
   const int64_t D = rest.size(1);
   const at::Tensor units_gram = gram(units.values, units.group_end, ranks_);  // [F, F]
-  const at::Tensor right = cross_product(units.values, in_type(rest, units.values.scalar_type(), right_buffer_), units.group_end, ranks_)
-                               .to(at::kFloat);  // [F, D]
+  const at::Tensor right =
+      cross_product(units.values, in_type(rest, units.values.scalar_type(), right_buffer_), units.group_end, ranks_);  // [F, D]
   std::vector<Damped> matrices;
   for (const double ridge : ridges) matrices.push_back({units_gram, ridge});
   const std::vector<at::Tensor> factors = cholesky_factors(matrices, ranks_);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "hcsmoe/reconstruction.h"
+#include "reconstruction/gauss_newton.h"
 #include "reconstruction/units.h"
 
 namespace hcsmoe {
@@ -55,6 +56,7 @@ class BlockFit {
   Routing routing_;
   at::Tensor residual_;  // float32 [N, D]: target - block; undefined where the routing has changed since
   Buffer rest_buffer_, input_buffer_, outputs_buffer_, step_buffer_, right_buffer_;
+  StepBuffers step_buffers_;
   double unit_ = 1;             // a power of two near the largest |target|^2 of a token: what is summed is divided by it
   double held_out_target_ = 1;  // held-out |target|^2
 };

@@ -24,33 +24,39 @@ void each_row(int64_t rows, const Work& work) {
 }
 
 /// J^T r: float32 [2F, D].
-at::Tensor gradient_of(const GaussNewtonTask& task, const at::Tensor& down_transposed, const Ranks& ranks) {
+at::Tensor gradient_of(const GaussNewtonTask& task, const at::Tensor& down_transposed, StepBuffers& buffers, const Ranks& ranks) {
   const int64_t F = task.down.size(1), rows = padded(task.units.training, routed_row_block);
-  Buffer rest_buffer, back_buffer, weighted_buffer, typed_buffer;
   const at::ScalarType type = task.units.values.scalar_type();
-  const at::Tensor back = row_product(in_type(task.rest.narrow(0, 0, rows), type, rest_buffer), down_transposed, back_buffer);  // [rows, F]
-  at::Tensor weighted = weighted_buffer.get(rows, F, at::kFloat);
+  const at::Tensor rest = in_type(task.rest.narrow(0, 0, rows), type, buffers.rest);
+  const at::Tensor back = row_product(rest, down_transposed, buffers.back);  // [rows, F]
+  at::Tensor weighted = buffers.weighted.get(rows, F, at::kFloat);
   std::vector<at::Tensor> halves;
   for (const at::Tensor& slope : {task.units.gate_slope, task.units.up_slope}) {
     const auto *const by = const_data<float>(slope), *const of = const_data<float>(back);
     auto* const to = data<float>(weighted);
     each_row(rows, [&](int64_t row) { multiply(of + row * F, by + row * F, F, to + row * F); });
-    halves.push_back(cross_product(in_type(weighted, type, typed_buffer), task.input, task.units.group_end, ranks).to(at::kFloat));
+    halves.push_back(cross_product(in_type(weighted, type, buffers.typed), task.input, task.units.group_end, ranks));
   }
   return at::cat(halves);
 }
 
 /// The inverses of the blocks of S, and of C last; empty where one is not positive definite.
-std::vector<at::Tensor> preconditioner(const GaussNewtonTask& task, const at::Tensor& gate_slope, const at::Tensor& up_slope,
-                                       const at::Tensor& input, const at::Tensor& down_transposed, const Ranks& ranks) {
-  const int64_t F = task.down.size(1), D = task.down.size(0), n = static_cast<int64_t>(task.sample.size());
+std::vector<at::Tensor> preconditioner(const GaussNewtonTask& task, const at::Tensor& down_transposed, StepBuffers& buffers,
+                                       const Ranks& ranks) {
+  const int64_t F = task.down.size(1), D = task.down.size(0);
+  const auto n = static_cast<int64_t>(task.sample.rows.size());
   const at::ScalarType type = task.units.values.scalar_type();
-  Buffer buffer;
   std::vector<Damped> matrices;
   for (int64_t first = 0; first < F; first += most_units) {
     const int64_t width = std::min(most_units, F - first);
-    const at::Tensor slopes = at::cat({gate_slope.narrow(1, first, width), up_slope.narrow(1, first, width)}, 1);  // [rows, 2 width]
-    at::Tensor matrix = gram(in_type(slopes, type, buffer), task.sample_end, ranks);
+    at::Tensor slopes = buffers.slopes.get(padded(n, routed_row_block), 2 * width, at::kFloat);  // side by side
+    each_row(n, [&](int64_t row) {
+      const int64_t from = task.sample.rows[static_cast<size_t>(row)] * F + first;
+      float* const to = data<float>(slopes) + row * 2 * width;
+      std::copy_n(const_data<float>(task.units.gate_slope) + from, width, to);
+      std::copy_n(const_data<float>(task.units.up_slope) + from, width, to + width);
+    });
+    at::Tensor matrix = gram(in_type(slopes, type, buffers.typed), task.sample.group_end, ranks);
     const at::Tensor some_down = down_transposed.narrow(0, first, width);
     const at::Tensor of_down = in_panels(width, width, at::kFloat, ranks, [&](int64_t row, int64_t rows) {
       at::Tensor part = at::empty({rows, width}, at::kFloat);
@@ -64,17 +70,16 @@ std::vector<at::Tensor> preconditioner(const GaussNewtonTask& task, const at::Te
     });
     matrices.push_back({matrix, damping});
   }
-  Buffer weighted_buffer, typed_buffer;
-  at::Tensor weighted = weighted_buffer.get(input.size(0), D, at::kFloat);
-  weighted.copy_(input);
-  const auto gate = [&](int64_t row) { return task.units.gates[static_cast<size_t>(task.sample[static_cast<size_t>(row)])]; };
+  at::Tensor weighted = buffers.weighted.get(padded(n, routed_row_block), D, at::kFloat);
+  weighted.copy_(gathered(task.input, task.sample.rows, buffers.input));
+  const auto gate = [&](int64_t row) { return task.units.gates[static_cast<size_t>(task.sample.rows[static_cast<size_t>(row)])]; };
   each_row(n, [&](int64_t row) {
     for (int64_t c = row * D; c < (row + 1) * D; ++c) data<float>(weighted)[c] *= gate(row);
   });
   const double squares =
       sum_over_rows(n, ranks, [&](int64_t row) { return static_cast<double>(gate(row)) * static_cast<double>(gate(row)); });
   if (!(squares > 0)) return {};
-  matrices.push_back({gram(in_type(weighted, type, typed_buffer), task.sample_end, ranks).div(squares), damping});
+  matrices.push_back({gram(in_type(weighted, type, buffers.typed), task.sample.group_end, ranks).div(squares), damping});
   std::vector<at::Tensor> result = inverses(matrices, ranks);
   if (std::any_of(result.begin(), result.end(), [](const at::Tensor& inverse) { return !inverse.defined(); })) result.clear();
   return result;
@@ -104,31 +109,31 @@ at::Tensor precondition(const std::vector<at::Tensor>& by, const at::Tensor& b, 
 
 }  // namespace
 
-at::Tensor gauss_newton_step(const GaussNewtonTask& task, const Ranks& ranks) {
-  const int64_t F = task.down.size(1), D = task.down.size(0), n = static_cast<int64_t>(task.sample.size());
+at::Tensor gauss_newton_step(const GaussNewtonTask& task, StepBuffers& buffers, const Ranks& ranks) {
+  const int64_t F = task.down.size(1), D = task.down.size(0);
   const at::Tensor down_transposed = task.down.t().contiguous();  // [F, D]
-  Buffer gate_buffer, up_buffer, rest_buffer, input_buffer, typed_buffer, by_gate_buffer, by_up_buffer, change_buffer;
-  const at::Tensor gate_slope = gathered(task.units.gate_slope, task.sample, gate_buffer);
-  const at::Tensor up_slope = gathered(task.units.up_slope, task.sample, up_buffer);
-  const at::Tensor input = gathered(task.input, task.sample, input_buffer);
-  const std::vector<at::Tensor> by = preconditioner(task, gate_slope, up_slope, input, down_transposed, ranks);
+  const std::vector<at::Tensor> by = preconditioner(task, down_transposed, buffers, ranks);
   if (by.empty()) return {};
-  const at::Tensor direction = precondition(by, gradient_of(task, down_transposed, ranks), ranks);  // [2F, D]
+  const at::Tensor gradient = gradient_of(task, down_transposed, buffers, ranks);
+  const at::Tensor direction = precondition(by, gradient, ranks);  // [2F, D]
 
   // J V on the sample, and the length that leaves least of the rest there.
+  const std::vector<int32_t>& sample = task.sample.rows;
+  const auto n = static_cast<int64_t>(sample.size());
   const at::ScalarType type = task.units.values.scalar_type();
-  const at::Tensor by_gate = row_product(input, direction.narrow(0, 0, F), by_gate_buffer);  // [n padded, F]
-  const at::Tensor by_up = row_product(input, direction.narrow(0, F, F), by_up_buffer);
+  const at::Tensor input = gathered(task.input, sample, buffers.input);
+  const at::Tensor by_gate = row_product(input, direction.narrow(0, 0, F), buffers.by_gate);  // [n padded, F]
+  const at::Tensor by_up = row_product(input, direction.narrow(0, F, F), buffers.by_up);
   auto* const both = data<float>(by_gate);
-  each_row(by_gate.size(0), [&](int64_t row) {
-    const int64_t at = row * F;
-    multiply_and_add(const_data<float>(gate_slope) + at, const_data<float>(up_slope) + at, const_data<float>(by_up) + at, F, both + at);
+  each_row(n, [&](int64_t row) {
+    const int64_t at = row * F, of = sample[static_cast<size_t>(row)] * F;
+    multiply_and_add(const_data<float>(task.units.gate_slope) + of, const_data<float>(task.units.up_slope) + of,
+                     const_data<float>(by_up) + at, F, both + at);
   });
-  const at::Tensor change = row_product(in_type(by_gate, type, typed_buffer), task.down, change_buffer);  // [n padded, D]
-  const at::Tensor rest = gathered(task.rest, task.sample, rest_buffer);
+  const at::Tensor change = row_product(in_type(by_gate, type, buffers.typed), task.down, buffers.change);  // [n padded, D]
+  const auto rest = [&](int64_t row) { return const_data<float>(task.rest) + sample[static_cast<size_t>(row)] * D; };
   const double square = sum_over_rows(n, ranks, [&](int64_t r) { return squared(const_data<float>(change) + r * D, D) / task.unit; });
-  const double along = sum_over_rows(
-      n, ranks, [&](int64_t r) { return dot(const_data<float>(change) + r * D, const_data<float>(rest) + r * D, D) / task.unit; });
+  const double along = sum_over_rows(n, ranks, [&](int64_t r) { return dot(const_data<float>(change) + r * D, rest(r), D) / task.unit; });
   if (!(square > 0) || !(along > 0) || !std::isfinite(square)) return {};
   return direction.mul(along / square);
 }

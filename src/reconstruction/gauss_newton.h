@@ -18,18 +18,28 @@ namespace hcsmoe {
 /// Units of which S is kept whole; more are cut into blocks, and S is block-diagonal.
 inline constexpr int64_t most_units = 512;
 
+/// Some training rows of an expert.
+struct RowSample {
+  std::vector<int32_t> rows;       // ascending
+  std::vector<int64_t> group_end;  // of them
+};
+
+/// What is allocated for a step, kept from expert to expert.
+struct StepBuffers {
+  Buffer slopes, typed, rest, back, weighted, input, by_gate, by_up, change;
+};
+
 /// What the step is made of, training rows first. units must have slopes.
 struct GaussNewtonTask {
   const Units& units;
-  const at::Tensor& input;                 // [rows padded, D], of units.rows, in the type of units.values
-  const at::Tensor& rest;                  // float32 [rows padded, D]: what the block misses of its target
-  const at::Tensor& down;                  // float32 [D, F]
-  const std::vector<int32_t>& sample;      // of the training rows, ascending
-  const std::vector<int64_t>& sample_end;  // of the sample, by group
-  double unit = 1;                         // of squared outputs, a power of two: what is summed is divided by it
+  const at::Tensor& input;  // [rows padded, D], of units.rows, in the type of units.values
+  const at::Tensor& rest;   // float32 [rows padded, D]: what the block misses of its target
+  const at::Tensor& down;   // float32 [D, F]
+  RowSample sample;         // of the training rows
+  double unit = 1;          // of squared outputs, a power of two: what is summed is divided by it
 };
 
 /// float32 [2F, D], dG above dU; undefined where there is no step to make. Collective.
-at::Tensor gauss_newton_step(const GaussNewtonTask&, const Ranks&);
+at::Tensor gauss_newton_step(const GaussNewtonTask&, StepBuffers&, const Ranks&);
 
 }  // namespace hcsmoe

@@ -27,8 +27,9 @@ ReconstructionMemory reconstruction_memory(const ReconstructionSize& size) {
   if (full) memory.tokens += memory.tokens / 4 + 2 * N * D;
   if (size.propagate)
     memory.tokens += N * D * static_cast<double>(4 + 4 + size.compute_bytes) + 4 * N * D;  // its hidden states; its target
-  // Units, two slopes, and their products; slopes of the sampled rows side by side; input, rest, outputs, and the sampled rows of each.
-  memory.expert_tokens = 4 * R * (full ? 5 * F + units + 6 * D : F + D);
+  // Units before and after the step, two slopes, their products with D^T, a copy in padded groups; slopes of the sampled rows side by side;
+  // input, rest, outputs, those of a step, a copy in padded groups, and the sampled rows.
+  memory.expert_tokens = 4 * R * (full ? 7 * F + units + 6 * D : F + D);
   if (full) {
     const auto at_once = static_cast<double>(std::clamp((3 + size.ranks - 1) / std::max(size.ranks, 1), 1, std::max(size.threads, 1)));
     // Gram in float64; its ridges and their factors in float64, dealt to ranks, and the factors of all in float32; right side, steps.

@@ -1,9 +1,9 @@
 #include "reconstruction/normal_equations.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/cholesky_inverse.h>
 #include <ATen/ops/cholesky_solve.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/mm_ops.h>
 
@@ -32,6 +32,30 @@ double largest(const at::Tensor& x, int64_t n, const Ranks& ranks) {
   return static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(ranks.all_reduce_max(std::bit_cast<uint32_t>(mine)))));
 }
 
+// Rows of one product over tokens. Shapes are few, because in bfloat16 each has a kernel of its own that oneDNN compiles and keeps.
+constexpr int64_t chunk_rows = 512, chunk_step = 64;
+
+/// The groups' rows, each group with zero rows behind it that make it a multiple of chunk_step.
+at::Tensor with_padded_groups(const at::Tensor& x, const std::vector<int64_t>& group_end) {
+  std::vector<int64_t> from{0}, to{0};
+  for (const int64_t end : group_end) {
+    to.push_back(to.back() + padded(end - from.back(), chunk_step));
+    from.push_back(end);
+  }
+  at::Tensor result = at::empty({to.back(), x.size(1)}, x.options());
+  const size_t row_bytes = static_cast<size_t>(x.size(1)) * x.element_size();
+  const auto* const in = static_cast<const char*>(x.const_data_ptr());
+  auto* const out = static_cast<char*>(result.mutable_data_ptr());
+  for_each_task(static_cast<int64_t>(group_end.size()), [&](int64_t task, int) {
+    const auto g = static_cast<size_t>(task);
+    const size_t bytes = static_cast<size_t>(from[g + 1] - from[g]) * row_bytes, all = static_cast<size_t>(to[g + 1] - to[g]) * row_bytes;
+    char* const group = out + static_cast<size_t>(to[g]) * row_bytes;
+    std::memcpy(group, in + static_cast<size_t>(from[g]) * row_bytes, bytes);
+    std::memset(group + bytes, 0, all - bytes);
+  });
+  return result;
+}
+
 /// a^T b, of which rows from `from(first column of a panel)` on are made.
 template <class From>
 BoundedSums summed_products(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end, const Ranks& ranks,
@@ -41,22 +65,29 @@ BoundedSums summed_products(const at::Tensor& a, const at::Tensor& b, const std:
   ranks.all_reduce_sum(rows);
   const auto margin = 2 * static_cast<double>(std::max<int64_t>(rows[0], 1));  // 2: of the products' own rounding
   BoundedSums sums(I * O, margin * largest(a, n, ranks) * largest(b, n, ranks));
-  std::vector<Buffer> buffers(static_cast<size_t>(at::get_num_threads())), wide_buffers(buffers.size());
+  const at::Tensor left = with_padded_groups(a, group_end), right = a.is_same(b) ? left : with_padded_groups(b, group_end);
+  std::vector<Buffer> buffers(static_cast<size_t>(at::get_num_threads()));
   for_each_task(blocks_of(O, panel_rows), [&](int64_t task, int thread) {
     const int64_t first = task * panel_rows, width = std::min(panel_rows, O - first), top = from(first);
     at::Tensor product = buffers[static_cast<size_t>(thread)].get(I - top, width, a.scalar_type());
-    at::Tensor wide = product;
-    if (a.scalar_type() != at::kFloat) wide = wide_buffers[static_cast<size_t>(thread)].get(I - top, width, at::kFloat);
-    int64_t begin = 0;
-    for (const int64_t end : group_end) {
-      if (end == begin) continue;
-      const at::Tensor left = a.narrow(0, begin, end - begin).narrow(1, top, I - top);
-      at::_ops::mm_out::call(left.t(), b.narrow(0, begin, end - begin).narrow(1, first, width), product);
-      if (a.scalar_type() != at::kFloat) to_float(const_data<uint16_t>(product), product.numel(), data<float>(wide));
-      for (int64_t i = top; i < I; ++i) {
-        quantised_add(const_data<float>(wide) + (i - top) * width, width, sums.scale(), sums.units() + i * O + first);
+    int64_t group_begin = 0, at = 0;  // row of left
+    for (const int64_t group_end_here : group_end) {
+      const int64_t end = at + padded(group_end_here - group_begin, chunk_step);
+      while (at < end) {
+        const int64_t chunk = std::min(chunk_rows, end - at);
+        at::_ops::mm_out::call(left.narrow(0, at, chunk).narrow(1, top, I - top).t(), right.narrow(0, at, chunk).narrow(1, first, width),
+                               product);
+        for (int64_t i = top; i < I; ++i) {
+          int64_t* const units = sums.units() + i * O + first;
+          if (a.scalar_type() == at::kFloat) {
+            quantised_add(const_data<float>(product) + (i - top) * width, width, sums.scale(), units);
+          } else {
+            quantised_add(const_data<uint16_t>(product) + (i - top) * width, width, sums.scale(), units);
+          }
+        }
+        at += chunk;
       }
-      begin = end;
+      group_begin = group_end_here;
     }
   });
   sums.all_reduce(ranks);
@@ -115,11 +146,11 @@ at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, cons
 
 at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end, const Ranks& ranks) {
   const BoundedSums sums = summed_products(a, b, group_end, ranks, [](int64_t) { return int64_t{0}; });
-  at::Tensor result = at::empty({a.size(1), b.size(1)}, at::kDouble);
-  auto* const values = data<double>(result);
+  at::Tensor result = at::empty({a.size(1), b.size(1)}, at::kFloat);
+  auto* const values = data<float>(result);
   const int64_t O = result.size(1);
   for_each_task(result.size(0), [&](int64_t i, int) {
-    for (int64_t j = i * O; j < (i + 1) * O; ++j) values[j] = sums.value(j);
+    for (int64_t j = i * O; j < (i + 1) * O; ++j) values[j] = static_cast<float>(sums.value(j));
   });
   return result;
 }
@@ -138,11 +169,10 @@ at::Tensor solved(const at::Tensor& factor, const at::Tensor& right, const Ranks
 }
 
 std::vector<at::Tensor> inverses(const std::vector<Damped>& matrices, const Ranks& ranks) {
-  std::vector<at::Tensor> result = dealt(matrices, ranks, [](const at::Tensor& matrix) { return factor_of(matrix.to(at::kFloat)); });
-  for (at::Tensor& matrix : result) {
-    if (matrix.defined()) matrix = solved(matrix, at::eye(matrix.size(0), matrix.options()), ranks);
-  }
-  return result;
+  return dealt(matrices, ranks, [](const at::Tensor& matrix) {
+    const at::Tensor factor = factor_of(matrix.to(at::kFloat));
+    return factor.defined() ? at::cholesky_inverse(factor) : factor;
+  });
 }
 
 }  // namespace hcsmoe

@@ -15,7 +15,7 @@ namespace hcsmoe {
 // Collective. Error: a value that is not finite.
 at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, const Ranks&);  // a^T a: float64 [I, I]
 at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end,
-                         const Ranks&);  // a^T b: float64 [I, O]
+                         const Ranks&);  // a^T b: float32 [I, O]
 
 /// A matrix and what is added to its diagonal, as a share of the diagonal's mean.
 struct Damped {

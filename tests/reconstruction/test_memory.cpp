@@ -27,7 +27,7 @@ TEST(ReconstructionMemory, OfASmallBlock) {
   EXPECT_EQ(memory.experts, 2 * 12 * (10 * 2 + 8));  // 2 experts of 4 x 3
   EXPECT_EQ(memory.tokens,
             1.25 * 10 * (4 + 4 + 2) * 4 + 2 * 10 * 4);     // [10, 4] twice in float32 and once in bfloat16; a quarter of them, and targets
-  EXPECT_EQ(memory.expert_tokens, 4 * 6 * (15 + 3 + 24));  // five [6, 3], half a [6, 6], six [6, 4]
+  EXPECT_EQ(memory.expert_tokens, 4 * 6 * (21 + 3 + 24));  // seven [6, 3], half a [6, 6], six [6, 4]
   EXPECT_EQ(memory.matrices, 32 * 9 + 48 * 12 + 512 * 6 * 2);  // S, the sides of the step, a panel a thread
   EXPECT_EQ(memory.output_grams, 4 * 10 * (4 + 2 + 4 + 2) + 4 * 10 * (8 + 4 + 3));
   EXPECT_EQ(memory.total(), memory.experts + memory.tokens + memory.expert_tokens + memory.matrices);
