@@ -73,6 +73,8 @@ TEST(CommandLineTest, Machine) {
 
 TEST(CommandLineTest, CollectAll) {
   EXPECT_TRUE(read({"collect", "config.yaml", "--all"}).line.all);
+  EXPECT_TRUE(read({"run", "config.yaml", "--fresh"}).line.fresh);
+  EXPECT_FALSE(read({"run", "config.yaml"}).line.fresh);
   EXPECT_FALSE(read({"collect", "config.yaml"}).line.all);
 }
 
@@ -119,6 +121,7 @@ TEST(CommandLineTest, Mistakes) {
   expect_refused({"apply", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'apply' takes one --plan");
   expect_refused({"report", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'report' takes one --plan");
   expect_refused({"run", "config.yaml", "--all"}, "--all belongs to the command 'collect'");
+  expect_refused({"plan", "config.yaml", "--fresh"}, "--fresh belongs to the commands 'run', 'collect' and 'apply'");
 }
 
 TEST(CommandLineTest, OneRankSpeaks) {

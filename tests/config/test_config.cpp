@@ -59,6 +59,8 @@ TEST_F(ConfigTest, SmallestFileTakesDefaults) {
   EXPECT_EQ(config.model, folder / "model");
   EXPECT_EQ(config.output, folder / "small");
   EXPECT_EQ(config.work, folder / "small.work");
+  EXPECT_EQ(config.save_every, 0);
+  EXPECT_EQ(config.device.wait_limit, 1800);
   EXPECT_EQ(config.output_files.max_shard_bytes, 5'000'000'000);
   EXPECT_EQ(config.calibration.files, std::vector<fs::path>{folder / "a.txt"});
   EXPECT_EQ(config.calibration.text_key, "text");
@@ -97,6 +99,7 @@ TEST_F(ConfigTest, EveryKeyIsRead) {
 model: ./model/
 output: out/../small
 work: elsewhere/
+save_every: 90
 output_shard_size: 1.5GB
 calibration: {files: [a.txt, b.jsonl.gz], text_key: content, sequences: 7, length: 99, seed: 18446744073709551615, add_bos: no}
 compression:
@@ -113,12 +116,14 @@ compression:
   seed: 18446744073709551615
   max_cluster_size: 4
   protect: [9, 2]
-device: {type: cuda, dtype: bfloat16, threads: 3, memory: 40GB, read_ahead: 16GiB}
+device: {type: cuda, dtype: bfloat16, threads: 3, memory: 40GB, read_ahead: 16GiB, wait_limit: 77}
 evaluation: {perplexity: a.txt, tasks: b.jsonl.gz, length: 512, batch_tokens: 4096, reference: model}
 )");
   EXPECT_EQ(config.model, folder / "model");
   EXPECT_EQ(config.output, folder / "small");
   EXPECT_EQ(config.work, folder / "elsewhere");
+  EXPECT_EQ(config.save_every, 90);
+  EXPECT_EQ(config.device.wait_limit, 77);
   EXPECT_EQ(config.output_files.max_shard_bytes, 1'500'000'000);
   EXPECT_EQ(config.calibration.files, (std::vector<fs::path>{folder / "a.txt", folder / "b.jsonl.gz"}));
   EXPECT_EQ(config.calibration.text_key, "content");
