@@ -24,7 +24,10 @@ struct JobRecord {
 };
 
 fs::path record_file(const Job& job) { return job.config.work / "job.json"; }
-std::string output_path(const Job& job) { return fs::absolute(job.config.output).lexically_normal().string(); }
+/// Empty where a command needs none.
+std::string output_path(const Job& job) {
+  return job.config.output.empty() ? "" : fs::absolute(job.config.output).lexically_normal().string();
+}
 
 /// UserError: it is not one of ours.
 std::optional<JobRecord> read_record(const Job& job) {

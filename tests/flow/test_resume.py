@@ -64,10 +64,10 @@ def layers_gone_on_after(text: str) -> list[int]:
     return [int(layer) for layer in re.findall(r"going on after layer (\d+)", text)]
 
 
-def interrupted(folder, config, ranks=2, after=1, signal_number=signal.SIGKILL, whom=-1, command=None, **options) -> Run:
+def interrupted(folder, config, ranks=2, after=1, signal_number=signal.SIGKILL, whom=-1, command=None, work="output.work", **options) -> Run:
     """Ends a run once the streams after a layer are saved. whom: a rank, or None: what started them."""
     run = Run(folder, ranks, config, command, **options)
-    assert run.wait_until(saved(folder / "output.work", after, ranks)), f"it ended before:\n{run.said()}"
+    assert run.wait_until(saved(folder / work, after, ranks)), f"it ended before:\n{run.said()}"
     os.kill(run.process.pid if whom is None else run.ranks()[whom], signal_number)
     run.code = run.end()
     return run
@@ -281,6 +281,16 @@ def test_streams_that_cannot_be_used(unfinished, uninterrupted, how):
     result = run_job(folder, 2, config)
     assert layers_gone_on_after(result.stderr) == [max(whole)] if whole else not layers_gone_on_after(result.stderr)
     assert job_digests(folder / "output", folder / "output.work") == uninterrupted()
+
+
+def test_collect_needs_no_output(tmp_path):
+    config = job(tmp_path, reconstruction="none") | {"work": "work"}
+    del config["output"]
+    assert interrupted(tmp_path, config, after=0, command="collect", work="work").code != 0
+    assert layers_gone_on_after(run_job(tmp_path, 1, config, "collect").stderr)
+    whole = tmp_path / "whole"
+    run_job(whole, 1, config | {"model": str(DEMO_MODEL)}, "collect")
+    assert digests(tmp_path / "work" / "statistics") == digests(whole / "work" / "statistics")
 
 
 def test_a_shard_that_has_vanished(unfinished):
