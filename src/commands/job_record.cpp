@@ -24,9 +24,9 @@ struct JobRecord {
 };
 
 fs::path record_file(const Job& job) { return job.config.work / "job.json"; }
-/// Empty where a command needs none.
+/// Of the output folder that the command makes; `collect` makes none.
 std::string output_path(const Job& job) {
-  return job.config.output.empty() ? "" : fs::absolute(job.config.output).lexically_normal().string();
+  return job.line.command == Command::collect ? "" : fs::absolute(job.config.output).lexically_normal().string();
 }
 
 /// UserError: it is not one of ours.
@@ -115,7 +115,8 @@ JobState begin_job(Job& job, const ordered_json& asked) {
   job.ranks.on_root([&] {
     const auto record = read_record(job);
     const bool same = record && record->asked == asked;
-    const bool made = record && record->state != JobState::running && record->output == output_path(job) && fs::exists(job.config.output);
+    const bool made = record && record->state != JobState::running && !record->output.empty() && record->output == output_path(job) &&
+                      fs::exists(job.config.output);
     if (record && !same && (record->state == JobState::running || made)) {
       throw UserError(
           job.config.work.string() + (made ? " made this output when it" : " holds an unfinished run that") +

@@ -293,6 +293,16 @@ def test_collect_needs_no_output(tmp_path):
     assert digests(tmp_path / "work" / "statistics") == digests(whole / "work" / "statistics")
 
 
+def test_collect_after_a_run_that_is_done(tmp_path):
+    """The work folder serves on."""
+    config = job(tmp_path, reconstruction="none")
+    run_job(tmp_path, 2, config)
+    made = digests(tmp_path / "output")
+    run_job(tmp_path, 1, config, "collect", arguments=["--all"])
+    again = run_job(tmp_path, 1, config, expect=2)
+    assert "exists" in again.stderr and digests(tmp_path / "output") == made
+
+
 def test_a_shard_that_has_vanished(unfinished):
     folder, config = unfinished
     (folder / "output.work" / "shards" / "layer_0000.h5").unlink()
