@@ -46,7 +46,8 @@ build=$root/build
 [[ $preset == cpu ]] || build=$root/build-$preset
 export HCSMOE_BUILD=$build HCSMOE_PYTHON=$python
 ctest_arguments=(--test-dir "$build" --output-on-failure --parallel "$(nproc)")
-pytest_arguments=(-q --durations=5 tests)
+# Two files at a time: most tests wait for a process of one or two ranks.
+pytest_arguments=(-q --durations=10 --numprocesses 2 --dist loadfile tests)
 if ((quick)); then
   ctest_arguments+=(--label-exclude slow)
   pytest_arguments+=(-m "not slow")
