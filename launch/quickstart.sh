@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the program and compresses the small trained model of tests/data/demo from 16 to 8 experts a layer, on two ranks.
-# Everything it makes is in quickstart/. Call it again at any time: where nothing changed it only shows the result again, else the compressed model
-# is made anew, from statistics that are still valid.
+# Builds the program, compresses the small trained model of tests/data/demo from 16 to 8 experts a layer on two ranks, and measures it beside the
+# original, the paper's merge and the best published pruning. Everything it makes is in quickstart/. Call it again at any time: where nothing changed
+# it only shows the result again, else all is made anew.
 # environment: HCSMOE_PROGRAM, a program that is built already; HCSMOE_QUICKSTART, another folder than quickstart/.
 set -euo pipefail
 
@@ -15,7 +15,10 @@ program=${HCSMOE_PROGRAM:-$root/build/hcsmoe_dist}
 name=${folder#"$root"/}
 say() { printf '\n== %s\n' "$*"; }
 
-mkdir -p "$folder"
+# Enough of the texts and questions to see what there is to see.
+mkdir -p "$folder/tasks"
+head -n 400 "$demo/data/validation.jsonl" >"$folder/validation.jsonl"
+for file in "$demo"/tasks/*.jsonl; do head -n 40 "$file" >"$folder/tasks/${file##*/}"; done
 cat >"$folder/config.yaml" <<END
 model: "$demo/model"
 output: compressed # beside this file
@@ -26,41 +29,51 @@ calibration:
 compression:
   experts: 8
 evaluation:
-  perplexity: ["$demo/data/validation.jsonl"]
+  perplexity: ["$folder/validation.jsonl"]
+  tasks: [$(printf '"%s", ' "$folder"/tasks/*.jsonl | sed 's/, $//')]
 END
 
 made_from=$(cat "$program" "$folder/config.yaml" "$demo"/model/* "$demo"/data/* | sha256sum)
-if [[ -d $folder/compressed && $(cat "$folder/made_from.sha256" 2>/dev/null) == "$made_from" ]]; then
+if [[ -f $folder/published/evaluation.json && $(cat "$folder/made_from.sha256" 2>/dev/null) == "$made_from" ]]; then
   say "$name/compressed is there, made by this program from these files (rm -r $name: the next call makes it anew)"
 else
   if [[ -e $folder/compressed ]]; then
     say "removing $name/compressed of an earlier call"
-    rm -r "$folder/compressed"
+    rm -r "$folder/compressed" "$folder/compressed.work"
   fi
   say "mpirun -np 2 ${program#"$root"/} $name/config.yaml"
   mpirun -np 2 "$program" "$folder/config.yaml"
+
+  say "beside it: the paper's merge (hc-smoe) and the best published pruning (s-prune), planned from the same statistics and measured without exporting"
+  rm -rf "$folder/published"
+  mkdir "$folder/published"
+  cp -r "$folder/compressed.work/statistics" "$folder/published"
+  published=(--set "output=null" --set "work=$folder/published")
+  for method in hc-smoe s-prune; do
+    "$program" plan "$folder/config.yaml" "${published[@]}" --set "compression.method=$method"
+    mv "$folder/published/plan.json" "$folder/published/$method.json"
+  done
+  mpirun -np 2 "$program" evaluate "$folder/config.yaml" "${published[@]}" --plan "$folder/published/hc-smoe.json" --plan "$folder/published/s-prune.json"
   echo "$made_from" >"$folder/made_from.sha256"
 fi
 
-# `run` has measured both models on evaluation.perplexity, and written what it measured to run.json. The image has no Python.
+# The image has no Python; what the table holds has been printed above.
 if command -v python3 >/dev/null; then
-  python3 - "$demo/model" "$folder/compressed" "$folder/compressed.work/run.json" <<'END'
+  python3 - "$folder/compressed.work/evaluation.json" "$folder/published/evaluation.json" <<'END'
 import json
-import pathlib
 import sys
 
-
-def row(name, model, results):
-    experts = json.loads((model / "config.json").read_text())["num_experts"]
-    size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
-    return f"{name:12}{experts:>16}{size / 1e6:>17.2f} MB{results[0]['perplexity']:>14.3f}"
-
-
-original, compressed, run = map(pathlib.Path, sys.argv[1:])
-measured = {entry["name"]: entry["perplexity"] for entry in json.loads(run.read_text())["evaluation"]["models"]}
-print(f"\n{'':12}{'experts a layer':>16}{'checkpoint folder':>20}{'perplexity':>14}")
-print(row("original", original, measured["original"]))
-print(row("compressed", compressed, measured["compressed"]))
+ours, published = (json.load(open(file))["models"] for file in sys.argv[1:])
+names = ["original", "hcsmoe_dist", "hc-smoe as published", "s-prune as published"]
+print(f"\n{'':22}{'experts':>8}{'weights':>10}{'perplexity':>16}{'KL (nats)':>18}{'accuracy':>18}")
+for name, model in zip(names, [*ours, *published[1:]]):
+    text, accuracy = model["perplexity"][0], model["mean"]["acc"]
+    divergence = text.get("kl_divergence")
+    distance = f"{divergence['value']:.3f} ± {divergence['standard_error']:.3f}" if divergence else "-"
+    print(
+        f"{name:22}{model['experts']:>8}{model['bytes'] / 1e6:>7.2f} MB{text['perplexity']:>9.2f} ± {text['perplexity_standard_error']:.2f}"
+        f"{distance:>18}{accuracy['value']:>10.3f} ± {accuracy['standard_error']:.3f}"
+    )
 END
 fi
-printf '\nThe compressed model is in %s/compressed; its plan and statistics are in %s/compressed.work.\n' "$name" "$name"
+printf '\nThe compressed model is in %s/compressed, with a report for people in report.html; its plan and statistics are in %s/compressed.work.\n' "$name" "$name"
