@@ -33,6 +33,11 @@ struct OutputFile {
 /// the checkpoint's, layers for multi-token prediction are left out.
 std::vector<OutputFile> output_layout(const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes);
 
+// What a finished output holds besides what `assemble` writes. The report, which can be made again at any time, has no checksum.
+inline constexpr const char* plan_name = "hcsmoe_plan.json";
+inline constexpr const char* card_name = "README.md";
+inline constexpr const char* report_name = "report.html";
+
 /// UserError if OUTPUT exists, or its disk has too little room. `assemble` asks the same; a run asks before it begins.
 void check_output_folder(const Checkpoint&, const std::vector<OutputFile>& layout, const std::filesystem::path& output);
 

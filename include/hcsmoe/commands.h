@@ -17,18 +17,23 @@ namespace hcsmoe {
 /// What the user typed.
 struct CommandLine {
   Command command = Command::run;
-  std::filesystem::path config;
+  std::filesystem::path config;        // verify: or the output folder
   std::vector<std::string> overrides;  // "key.path=value" of each --set, in order
-  /// --plan. apply, report: at most one; none: WORK/plan.json. evaluate: plans to measure without making them.
+  /// --plan. apply, report: at most one; none: WORK/plan.json. verify: likewise; none: the output's. evaluate: plans to measure without
+  /// making them.
   std::vector<std::filesystem::path> plans;
   bool all = false;                  // collect: every statistic, whatever the method needs
   bool fresh = false;                // --fresh: nothing of what earlier runs left in WORK is used
   std::filesystem::path trace;       // --trace: the file; empty: none
   std::vector<std::string> machine;  // inspect: "rate=number" of each --machine
+  std::filesystem::path original;    // verify: --original; empty: as the configuration or the work folder says
+  int64_t sample = 0;                // verify: --sample, merged experts of a layer that are made again; 0: not given
 };
 
 /// Whether a command runs the model, on whatever device.type says. The others need no GPU.
-inline bool computes(Command command) { return command != Command::inspect && command != Command::plan && command != Command::report; }
+inline bool computes(Command command) {
+  return command == Command::run || command == Command::collect || command == Command::apply || command == Command::evaluate;
+}
 
 /// Collective. Throws what goes wrong; main prints it and chooses the exit code. trace: may be null.
 void run_command(const CommandLine&, const Config&, const Ranks&, Log&, Trace* trace, StopRequest&);

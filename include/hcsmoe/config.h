@@ -140,9 +140,10 @@ struct Config {
   OutputConfig output_files;  // key `output_shard_size`
 };
 
-enum class Command { run, inspect, collect, plan, apply, evaluate, report };
+enum class Command { run, inspect, collect, plan, apply, evaluate, report, verify };
 
 /// Reads and checks a configuration for a command (each command requires other keys).
+/// For verify the file may also be an output folder, which is then all that the configuration says.
 /// overrides: "key.path=value" strings of --set, in order. Every error is a UserError with file, line, key, allowed values, nearest key.
 Config read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides, Command command);
 

@@ -54,6 +54,10 @@ using TensorSink =
 void merge_layer(const Checkpoint&, const ModelDescription&, const LayerPlan&, const TensorSink&, const LayerUnits& units = {},
                  at::Device device = at::kCPU);
 
+/// Of these tensors the router and its correction biases, and those of expert k where the merge of its cluster does not align. On the CPU.
+void merge_router(const Checkpoint&, const ModelDescription&, const LayerPlan&, const TensorSink&);
+void merge_expert(const Checkpoint&, const ModelDescription&, const LayerPlan&, int64_t k, const TensorSink&);
+
 /// The same tensors in memory, in the checkpoint's type: what runs in place of the layer's block (LayerSweep::finish_layer).
 /// On the CPU.
 SparseBlock merged_block(const Checkpoint&, const ModelDescription&, const LayerPlan&, const LayerUnits& units = {},

@@ -108,13 +108,13 @@ FileChecksum write_output_file(const Checkpoint& checkpoint, const fs::path& wor
   return {file.name, out.finish()};
 }
 
-FileChecksum copy_whole(const fs::path& from, const fs::path& folder) {
+FileChecksum copy_whole(const fs::path& from, const fs::path& folder, const std::string& name) {
   const File source = File::open_read(from);
   const FileState before = source.state();
-  OutputWriter out(folder / from.filename(), [](uint64_t) {});
+  OutputWriter out(folder / name, [](uint64_t) {});
   out.append(source, 0, before.size);
   require_unchanged(from, before);
-  return {from.filename().string(), out.finish()};
+  return {name, out.finish()};
 }
 
 FileChecksum write_text(const fs::path& folder, const std::string& name, const std::string& text) {
@@ -220,7 +220,7 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
       }
       if (files.size() > 1) checksums.push_back(write_text(partial, index_name, index_text(checkpoint, files)));
       checksums.push_back(write_text(partial, "config.json", config_text(checkpoint, model, experts_kept)));
-      for (const OtherFiles::File& file : others.copied) checksums.push_back(copy_whole(file.path, partial));
+      for (const OtherFiles::File& file : others.copied) checksums.push_back(copy_whole(file.path, partial, file.name));
       std::sort(checksums.begin(), checksums.end(), [](const auto& a, const auto& b) { return a.file < b.file; });
       write_text(partial, checksums_name, checksum_lines(checksums));
       checkpoint.require_unchanged();

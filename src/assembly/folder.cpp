@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <string_view>
 #include <system_error>
 
 #include "hcsmoe/error.h"
@@ -41,6 +42,19 @@ bool leads_astray(const fs::path& link, const fs::path& model) {
 
 }  // namespace
 
+std::string carried_name(const std::string& name) {
+  static constexpr std::string_view original = ".original";
+  for (const char* own : {card_name, report_name, plan_name}) {
+    const fs::path file = own;
+    const std::string stem = file.stem(), ending = file.extension();
+    if (!name.starts_with(stem) || !name.ends_with(ending) || name.size() < stem.size() + ending.size()) continue;
+    std::string_view between = std::string_view(name).substr(stem.size(), name.size() - stem.size() - ending.size());
+    while (between.starts_with(original)) between.remove_prefix(original.size());
+    if (between.empty()) return name.substr(0, name.size() - ending.size()) + std::string(original) + ending;
+  }
+  return name;
+}
+
 OtherFiles other_files(const Checkpoint& checkpoint) {
   std::set<std::string> rewritten = {"config.json", index_name, checksums_name};
   for (const fs::path& file : checkpoint.files()) rewritten.insert(file.filename().string());
@@ -66,7 +80,7 @@ OtherFiles other_files(const Checkpoint& checkpoint) {
     } else if (entry->is_symlink(missing) && leads_astray(entry->path(), checkpoint.folder())) {
       others.left_out.push_back(name + ": a link out of the folder; put the file there if it belongs to the model");
     } else {
-      others.copied.push_back({entry->path(), fs::file_size(entry->path())});
+      others.copied.push_back({entry->path(), carried_name(name), fs::file_size(entry->path())});
     }
   }
   if (error) throw UserError(checkpoint.folder().string() + ": cannot list the folder: " + error.message());

@@ -223,6 +223,7 @@ void finish_job(Job& job, const Compute& compute, int64_t experts_kept, const st
     }
   });
   evaluate_before_and_after(job, compute);
+  write_card(job, plan);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
   write_report(job, plan);
   mark_job(job, JobState::finished);

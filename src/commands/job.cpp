@@ -22,6 +22,7 @@ uint64_t free_bytes(std::filesystem::path folder) {
 }  // namespace
 
 void run_command(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace, StopRequest& stop) {
+  if (line.command == Command::verify) return verify(line, config, ranks, log, trace, stop);
   Job job = open_job(line, config, ranks, log, trace, stop);
   const auto work = [&] {
     switch (line.command) {
@@ -39,6 +40,8 @@ void run_command(const CommandLine& line, const Config& config, const Ranks& ran
         return evaluate(job);
       case Command::report:
         return report(job);
+      case Command::verify:
+        break;  // above
     }
   };
   work();

@@ -93,6 +93,8 @@ std::vector<LayerUnits> align_plan(const Job&, const Plan&);
 void write_output(Job&, int64_t experts_kept);
 /// Where evaluation is configured: measures the original and the output together.
 void evaluate_before_and_after(Job&, const Compute&);
+/// OUTPUT/README.md and the plan beside it, and their checksums. What goes wrong is a warning: the output is complete.
+void write_card(Job&, const std::filesystem::path& plan_file);
 /// WORK/report.html and OUTPUT/report.html, from the plan and run.json. What goes wrong is a warning: the output is complete.
 void write_report(const Job&, const std::filesystem::path& plan_file);
 
@@ -104,5 +106,7 @@ void apply(Job&);
 void inspect(Job&);
 void evaluate(Job&);
 void report(Job&);
+/// Opens the original itself: where it is, the configuration may not say.
+void verify(const CommandLine&, const Config&, const Ranks&, Log&, Trace*, StopRequest&);
 
 }  // namespace hcsmoe

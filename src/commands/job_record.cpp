@@ -50,7 +50,8 @@ std::optional<JobRecord> read_record(const Job& job) {
 }
 
 void write_record(const Job& job, JobState state, const ordered_json& asked) {
-  ordered_json json = {{"format", format}, {"state", ""}, {"output", output_path(job)}, {"job", asked}};
+  ordered_json json = {{"format", format}, {"state", ""}, {"output", output_path(job)}, {"model", ""}, {"job", asked}};
+  json["model"] = fs::absolute(job.config.model).lexically_normal().string();  // for `verify OUTPUT`
   for (const auto& [each, name] : states) {
     if (each == state) json["state"] = name;
   }

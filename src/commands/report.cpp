@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "commands/job.h"
+#include "hcsmoe/assembly.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
 #include "support/json.h"
@@ -121,7 +122,7 @@ std::string write_page(const Job& job, const Plan& plan) {
   auto file = job.config.work / "report.html";
   write_file_atomically(file, html);
   if (!job.config.output.empty() && std::filesystem::is_regular_file(job.config.output / "config.json")) {
-    file = job.config.output / "report.html";
+    file = job.config.output / report_name;
     write_file_atomically(file, html);
   }
   return file.string();

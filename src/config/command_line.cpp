@@ -16,6 +16,7 @@ constexpr const char* usage = "usage: hcsmoe_dist [COMMAND] config.yaml [--set k
 constexpr const char* help = R"(hcsmoe_dist makes a trained Mixture-of-Experts checkpoint smaller, without retraining.
 
 usage: hcsmoe_dist [COMMAND] config.yaml [--set key.path=value ...]
+       hcsmoe_dist verify OUTPUT [--original FOLDER]
 
 Commands, each with an example:
   run       everything: statistics, plan, merging, output folder (the default)
@@ -33,6 +34,9 @@ Commands, each with an example:
               mpirun -np 8 hcsmoe_dist evaluate config.yaml --plan a.json --plan b.json
   report    report.html: what was merged or dropped in each layer and what it cost, from what the work folder holds; runs no model
               hcsmoe_dist report config.yaml
+  verify    checks an output folder against its plan and the original: every file and tensor, merged ones by making a draw of them again
+              mpirun -np 8 hcsmoe_dist verify /models/smaller --original /models/original
+              hcsmoe_dist verify config.yaml
 
 Options:
   --set key.path=value   sets or overrides a key of the configuration; may be given several times
@@ -41,6 +45,10 @@ Options:
   --fresh                run, collect, apply: starts over, where an interrupted run with the same configuration would be continued
   --plan FILE            apply, report: the plan; without it, the work folder's plan.json
                          evaluate: a plan to measure beside the model; may be given several times
+                         verify: the plan, where the output folder has none
+  --original FOLDER      verify: the original, where it has moved or the output folder stands alone
+  --sample N             verify: how many merged experts of a layer are made again (without it, all of a model under 1 GiB, else 4);
+                         --set compression.seed=N draws others
   --machine RATE=NUMBER  inspect: a rate of the machine that it estimates seconds for, in place of that of a node of eight A100; may be given
                          several times (docs/performance.md lists the rates)
   --trace FILE           every command but inspect: where the time of each rank goes, in Chrome's trace format (chrome://tracing, Perfetto)
@@ -75,7 +83,7 @@ bool speaks_before_mpi() {
 bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLine& line) {
   std::vector<std::string> words;
   std::vector<std::string> plans;
-  std::string trace;
+  std::string trace, original;
   CLI::App app;
   app.formatter_fn([](const CLI::App*, std::string, CLI::AppFormatMode) { return std::string(help); });
   app.set_version_flag("--version", "hcsmoe_dist " HCSMOE_VERSION);
@@ -86,6 +94,8 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   app.add_flag("--fresh", line.fresh);
   app.add_option("--machine", line.machine, "rate=number")->allow_extra_args(false);
   app.add_option("--trace", trace, "FILE")->allow_extra_args(false);
+  app.add_option("--original", original, "FOLDER")->allow_extra_args(false);
+  app.add_option("--sample", line.sample, "N")->allow_extra_args(false);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // help or version
@@ -108,9 +118,9 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   if (words.size() == 1 && is_command(words[0]) && !std::filesystem::exists(line.config)) {
     throw mistake("the command '" + words[0] + "' needs a configuration file");
   }
-  const bool one_plan = line.command == Command::apply || line.command == Command::report;
+  const bool one_plan = line.command == Command::apply || line.command == Command::report || line.command == Command::verify;
   if (!plans.empty() && !one_plan && line.command != Command::evaluate) {
-    throw mistake("--plan belongs to the commands 'apply', 'evaluate' and 'report'");
+    throw mistake("--plan belongs to the commands 'apply', 'evaluate', 'report' and 'verify'");
   }
   if (plans.size() > 1 && one_plan) throw mistake("'" + to_string(line.command) + "' takes one --plan");
   if (line.all && line.command != Command::collect) throw mistake("--all belongs to the command 'collect'");
@@ -120,6 +130,13 @@ bool read_command_line(int argc, const char* const* argv, bool speaks, CommandLi
   if (!trace.empty() && line.command == Command::inspect)
     throw mistake("--trace belongs to commands that run: 'inspect' only computes figures");
   if (!line.machine.empty() && line.command != Command::inspect) throw mistake("--machine belongs to the command 'inspect'");
+  if (line.command != Command::verify) {
+    if (app.count("--original") > 0) throw mistake("--original belongs to the command 'verify'");
+    if (app.count("--sample") > 0) throw mistake("--sample belongs to the command 'verify'");
+  }
+  if (app.count("--original") > 0 && original.empty()) throw mistake("--original needs the name of a folder");
+  if (app.count("--sample") > 0 && line.sample < 1) throw mistake("--sample needs a whole number from 1 on");
+  line.original = original;
   line.plans.assign(plans.begin(), plans.end());
   line.trace = trace;
   return true;

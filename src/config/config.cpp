@@ -302,8 +302,8 @@ void check_required(const Config& config, const std::string& file, Command comma
   const auto require = [&](bool given, const std::string& key, const std::string& hint) {
     if (!given) throw UserError(file + ": the key '" + key + "' is missing; the command '" + to_string(command) + "' needs it", hint);
   };
-  require(!config.model.empty(), "model", "add the Hugging Face folder, as in\n    model: /models/Qwen1.5-MoE-A2.7B");
-  if (is_one_of(command, {run, apply})) {
+  require(!config.model.empty() || command == verify, "model", "add the Hugging Face folder, as in\n    model: /models/Qwen1.5-MoE-A2.7B");
+  if (is_one_of(command, {run, apply, verify})) {
     require(!config.output.empty(), "output", "add the folder to make, as in\n    output: /models/Qwen1.5-MoE-A2.7B-30e");
   }
   if (is_one_of(command, {collect, plan, report})) {
@@ -333,10 +333,11 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   std::error_code failure;
   const auto status = std::filesystem::status(file, failure);
   if (!std::filesystem::exists(status)) throw UserError("no configuration file " + file.string());
-  if (std::filesystem::is_directory(status)) throw UserError(file.string() + " is a folder; expected a configuration file (YAML)");
+  const bool folder = std::filesystem::is_directory(status);
+  if (folder && command != Command::verify) throw UserError(file.string() + " is a folder; expected a configuration file (YAML)");
 
   const std::string name = file.string();
-  YamlNode root = parse_yaml(read_file(file, max_file_bytes), name, std::filesystem::absolute(file).parent_path());
+  YamlNode root = parse_yaml(folder ? "{}" : read_file(file, max_file_bytes), name, std::filesystem::absolute(file).parent_path());
   check_keys(root, known_keys());
   for (const std::string& override : overrides) apply_override(root, override, std::filesystem::current_path());
   check_keys(root, known_keys());
@@ -345,7 +346,7 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   Config config;
   config.source = file;
   config.model = top.path("model");
-  config.output = top.path("output");
+  config.output = folder ? (file.has_filename() ? file : file.parent_path()) : top.path("output");
   config.work = top.path("work");
   if (config.work.empty() && !config.output.empty()) config.work = config.output.string() + ".work";
   config.save_every = top.integer("save_every", config.save_every, 0, 1'000'000'000);
@@ -355,7 +356,7 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   config.device = read_device(root);
   config.evaluation = read_evaluation(root, is_one_of(command, {Command::run, Command::apply, Command::evaluate}));
   check_required(config, name, command);
-  check_folders(config, root, command);
+  if (command != Command::verify) check_folders(config, root, command);  // which finds its folders itself
   return config;
 }
 

@@ -39,9 +39,9 @@ constexpr Name<Propagate> propagates[] = {{Propagate::original, "original"}, {Pr
 constexpr Name<Init> inits[] = {{Init::farthest, "farthest"}, {Init::random, "random"}};
 constexpr Name<ComputeDtype> compute_dtypes[] = {
     {ComputeDtype::automatic, "auto"}, {ComputeDtype::float32, "float32"}, {ComputeDtype::bfloat16, "bfloat16"}};
-constexpr Name<Command> commands[] = {{Command::run, "run"},      {Command::inspect, "inspect"}, {Command::collect, "collect"},
-                                      {Command::plan, "plan"},    {Command::apply, "apply"},     {Command::evaluate, "evaluate"},
-                                      {Command::report, "report"}};
+constexpr Name<Command> commands[] = {{Command::run, "run"},       {Command::inspect, "inspect"}, {Command::collect, "collect"},
+                                      {Command::plan, "plan"},     {Command::apply, "apply"},     {Command::evaluate, "evaluate"},
+                                      {Command::report, "report"}, {Command::verify, "verify"}};
 constexpr Name<AddBos> add_bos_names[] = {
     {AddBos::automatic, "auto"}, {AddBos::yes, "true"}, {AddBos::no, "false"}, {AddBos::yes, "yes"}, {AddBos::no, "no"}};
 constexpr Name<DeviceType> device_types[] = {{DeviceType::cpu, "cpu"}, {DeviceType::cuda, "cuda"}};

@@ -43,34 +43,6 @@ std::optional<double> value_of(const ordered_json& json, const char* key) {
   return json[key].get<double>();
 }
 
-/// What the method does, as the end of "In each layer, ...".
-std::string method_words(const ordered_json& recipe) {
-  const std::string method = recipe["method"];
-  const auto name = [&](const char* key) { return recipe.contains(key) ? recipe[key].get<std::string>() : std::string(); };
-  static const std::map<std::string, std::string> features = {{"expert_output", "average outputs"},
-                                                              {"expert_output_tokens", "outputs on sampled tokens"},
-                                                              {"router_logits", "router logits"},
-                                                              {"weight", "weights"},
-                                                              {"cka", "outputs by CKA"},
-                                                              {"weight_cka", "weights by CKA"}};
-  const auto feature = [&] {
-    const auto found = features.find(name("feature"));
-    return found == features.end() ? name("feature") : found->second;
-  };
-  if (method == "hc-smoe") return "experts with similar " + feature() + " were merged, closest first (" + name("linkage") + " linkage)";
-  if (method == "kmeans") return "experts were grouped by k-means of their average outputs and merged";
-  if (method == "fuzzy-cmeans") return "every new expert is a weighted mean of all (fuzzy c-means of average outputs)";
-  if (method == "dek") return "experts with similar " + feature() + " were merged";
-  if (method == "m-smoe") return "the most used experts took in the others, each the ones whose router logits resemble its own";
-  if (method == "f-prune") return "the experts that the router chose most often were kept, the others dropped";
-  if (method == "s-prune") return "the experts with the highest router scores were kept, the others dropped";
-  if (method == "o-prune") return "the set of experts that changes the block's output least was kept, the others dropped";
-  if (method == "reap") return "the experts with the largest weighted outputs (REAP) were kept, the others dropped";
-  if (method == "ean") return "the experts with the largest outputs (EAN) were kept, the others dropped";
-  if (method == "random") return "experts were kept at random, as a control";
-  return "experts were compressed by " + method;
-}
-
 class Writer {
  public:
   explicit Writer(const ordered_json& data) : data_(data), model_(data["model"]), recipe_(data["recipe"]), layers_(data["layers"]) {
@@ -309,6 +281,33 @@ class Writer {
 };
 
 }  // namespace
+
+std::string method_words(const ordered_json& recipe) {
+  const std::string method = recipe["method"];
+  const auto name = [&](const char* key) { return recipe.contains(key) ? recipe[key].get<std::string>() : std::string(); };
+  static const std::map<std::string, std::string> features = {{"expert_output", "average outputs"},
+                                                              {"expert_output_tokens", "outputs on sampled tokens"},
+                                                              {"router_logits", "router logits"},
+                                                              {"weight", "weights"},
+                                                              {"cka", "outputs by CKA"},
+                                                              {"weight_cka", "weights by CKA"}};
+  const auto feature = [&] {
+    const auto found = features.find(name("feature"));
+    return found == features.end() ? name("feature") : found->second;
+  };
+  if (method == "hc-smoe") return "experts with similar " + feature() + " were merged, closest first (" + name("linkage") + " linkage)";
+  if (method == "kmeans") return "experts were grouped by k-means of their average outputs and merged";
+  if (method == "fuzzy-cmeans") return "every new expert is a weighted mean of all (fuzzy c-means of average outputs)";
+  if (method == "dek") return "experts with similar " + feature() + " were merged";
+  if (method == "m-smoe") return "the most used experts took in the others, each the ones whose router logits resemble its own";
+  if (method == "f-prune") return "the experts that the router chose most often were kept, the others dropped";
+  if (method == "s-prune") return "the experts with the highest router scores were kept, the others dropped";
+  if (method == "o-prune") return "the set of experts that changes the block's output least was kept, the others dropped";
+  if (method == "reap") return "the experts with the largest weighted outputs (REAP) were kept, the others dropped";
+  if (method == "ean") return "the experts with the largest outputs (EAN) were kept, the others dropped";
+  if (method == "random") return "experts were kept at random, as a control";
+  return "experts were compressed by " + method;
+}
 
 Words words_of(const ordered_json& data) { return Writer(data).words(); }
 

@@ -14,4 +14,7 @@ struct Words {
 /// data: as Report::data() makes it.
 Words words_of(const nlohmann::ordered_json& data);
 
+/// What the recipe's method does, as the end of "In each layer, ...".
+std::string method_words(const nlohmann::ordered_json& recipe);
+
 }  // namespace hcsmoe

@@ -68,4 +68,14 @@ std::string file_checksum(const std::filesystem::path& path) {
   return hasher.hex();
 }
 
+std::vector<FileChecksum> add_to_checksums(const std::filesystem::path& folder, const std::string& file) {
+  const auto list = folder / checksums_name;
+  std::vector<FileChecksum> all = parse_checksum_lines(read_file(list, max_checksums_bytes), list.string());
+  std::erase_if(all, [&](const FileChecksum& old) { return old.file == file; });
+  all.push_back({file, file_checksum(folder / file)});
+  std::sort(all.begin(), all.end(), [](const FileChecksum& a, const FileChecksum& b) { return a.file < b.file; });
+  write_file_atomically(list, checksum_lines(all));
+  return all;
+}
+
 }  // namespace hcsmoe

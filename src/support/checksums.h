@@ -1,6 +1,7 @@
 #pragma once
 // Checksums of files as a folder carries them: lines "HEX  NAME" of XXH3-128, which `xxhsum -c` reads too.
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -8,8 +9,9 @@
 
 namespace hcsmoe {
 
-/// The file of an output folder that holds the checksums of all others.
+/// The file of an output folder that holds the checksums of the others.
 inline constexpr const char* checksums_name = "checksums.xxh128";
+inline constexpr uint64_t max_checksums_bytes = 100'000'000;
 inline constexpr const char* checksums_algorithm = "xxh3-128";
 
 struct FileChecksum {
@@ -24,5 +26,8 @@ std::string checksum_lines(std::vector<FileChecksum>);
 std::vector<FileChecksum> parse_checksum_lines(std::string_view text, const std::string& source_name);
 /// Of a whole file, read in pieces. UserError: it cannot be read, or changes meanwhile.
 std::string file_checksum(const std::filesystem::path&);
+
+/// Lists a file of a folder anew in its checksums, which change as a whole or not at all. The whole list, by name.
+std::vector<FileChecksum> add_to_checksums(const std::filesystem::path& folder, const std::string& file);
 
 }  // namespace hcsmoe

@@ -100,7 +100,7 @@ TEST(CommandLineTest, HelpAndVersion) {
     const Outcome help = read({flag});
     EXPECT_FALSE(help.go_on);
     EXPECT_EQ(help.mistake, "");
-    for (const char* part : {"run ", "inspect ", "collect ", "plan ", "apply ", "evaluate ", "--set", "--plan", "mpirun -np 8"}) {
+    for (const char* part : {"run ", "inspect ", "collect ", "plan ", "apply ", "evaluate ", "verify ", "--original", "--set", "--plan", "mpirun -np 8"}) {
       EXPECT_NE(help.out.find(part), std::string::npos) << part;
     }
   }
@@ -113,13 +113,19 @@ TEST(CommandLineTest, HelpAndVersion) {
 TEST(CommandLineTest, Mistakes) {
   expect_refused({}, "no configuration file");
   expect_refused({"plan"}, "the command 'plan' needs a configuration file");
-  expect_refused({"pln", "config.yaml"}, "command 'pln' is not allowed; allowed: run, inspect, collect, plan, apply, evaluate, report");
+  expect_refused({"pln", "config.yaml"}, "command 'pln' is not allowed; allowed: run, inspect, collect, plan, apply, evaluate, report, verify");
   expect_refused({"plan", "config.yaml", "more"}, "too many arguments: 'more'");
   expect_refused({"config.yaml", "--fast"}, "--fast");
   expect_refused({"config.yaml", "--set"}, "--set");
-  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the commands 'apply', 'evaluate' and 'report'");
+  expect_refused({"plan", "config.yaml", "--plan", "p.json"}, "--plan belongs to the commands 'apply', 'evaluate', 'report' and 'verify'");
   expect_refused({"apply", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'apply' takes one --plan");
   expect_refused({"report", "config.yaml", "--plan", "a.json", "--plan", "b.json"}, "'report' takes one --plan");
+  expect_refused({"verify", "output", "--plan", "a.json", "--plan", "b.json"}, "'verify' takes one --plan");
+  expect_refused({"run", "output", "--original", "m"}, "--original belongs to the command 'verify'");
+  expect_refused({"verify", "output", "--original", ""}, "--original needs the name of a folder");
+  expect_refused({"report", "output", "--sample", "2"}, "--sample belongs to the command 'verify'");
+  expect_refused({"verify", "output", "--sample", "0"}, "--sample needs a whole number from 1 on");
+  expect_refused({"verify", "output", "--sample", "few"}, "--sample");
   expect_refused({"run", "config.yaml", "--all"}, "--all belongs to the command 'collect'");
   expect_refused({"plan", "config.yaml", "--fresh"}, "--fresh belongs to the commands 'run', 'collect' and 'apply'");
 }
