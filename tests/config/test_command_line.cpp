@@ -100,7 +100,8 @@ TEST(CommandLineTest, HelpAndVersion) {
     const Outcome help = read({flag});
     EXPECT_FALSE(help.go_on);
     EXPECT_EQ(help.mistake, "");
-    for (const char* part : {"run ", "inspect ", "collect ", "plan ", "apply ", "evaluate ", "verify ", "--original", "--set", "--plan", "mpirun -np 8"}) {
+    for (const char* part :
+         {"run ", "inspect ", "collect ", "plan ", "apply ", "evaluate ", "verify ", "--original", "--set", "--plan", "mpirun -np 8"}) {
       EXPECT_NE(help.out.find(part), std::string::npos) << part;
     }
   }
@@ -113,7 +114,8 @@ TEST(CommandLineTest, HelpAndVersion) {
 TEST(CommandLineTest, Mistakes) {
   expect_refused({}, "no configuration file");
   expect_refused({"plan"}, "the command 'plan' needs a configuration file");
-  expect_refused({"pln", "config.yaml"}, "command 'pln' is not allowed; allowed: run, inspect, collect, plan, apply, evaluate, report, verify");
+  expect_refused({"pln", "config.yaml"},
+                 "command 'pln' is not allowed; allowed: run, inspect, collect, plan, apply, evaluate, report, verify");
   expect_refused({"plan", "config.yaml", "more"}, "too many arguments: 'more'");
   expect_refused({"config.yaml", "--fast"}, "--fast");
   expect_refused({"config.yaml", "--set"}, "--set");
