@@ -75,7 +75,9 @@ def test_its_configuration_makes_the_same_model(golden, tmp_path, compression):
     job = case.job(tmp_path / "first") | {"compression": compression | {"experts": case.kept}}
     run_job(tmp_path, 2, job)
     metadata, text = parts((tmp_path / "first" / "README.md").read_text())
-    pruned = compression["method"] == "reap"
+    plan = json.loads((tmp_path / "first" / "hcsmoe_plan.json").read_text())
+    pruned = all(len(cluster["members"]) == 1 for layer in plan["layers"] for cluster in layer["clusters"])  # auto may choose to
+    assert pruned or compression["method"] != "reap"
     assert ("expert-pruning" in metadata["tags"]) == pruned and ("expert-merging" in metadata["tags"]) != pruned
     made_by = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     assert made_by["calibration"].pop("files") == [case.ids_file.name]
