@@ -140,17 +140,17 @@ def test_results_are_those_that_were_measured(golden, tmp_path):
         assert expected in rows, f"{expected} in {rows}"
 
 
-HOSTILE = "a *b* <script>x</script> | [c](javascript:1) `d`\n---\nlicense: evil\n# \x1b[31m www.example.com"
+HOSTILE = "a *b* <script>x</script> | [c](javascript:1) `d` --- license: evil # www.example.com"  # a path has no line breaks
 
 
 def test_hostile_names(golden, tmp_path):
     card = "---\n" + json.dumps({
         "license": "mit\n---\nlibrary_name: evil", "tags": ["\x7f\u0085\u2028<b>", "- x: y", "&a", "*a", "\U0001f600"], "language": {"a": "b"},
         "license_link": "x" * 5000, "pipeline_tag": "'\"}{][,",
-    }) + "\n---\n<script>"  # fmt: skip
+    }, ensure_ascii=False) + "\n---\n<script>"  # fmt: skip
     folder = tmp_path / "-".join(re.split("/", HOSTILE))
     original = copy_of(golden(NAME), folder, card)
-    calibration = tmp_path / "```\n# evil.npy"
+    calibration = tmp_path / "``` # evil.npy"
     shutil.copy(golden(NAME).ids_file, calibration)
     job = golden(NAME).job(tmp_path / "output") | {"model": str(original)}
     job["calibration"]["files"] = [str(calibration)]
@@ -165,7 +165,7 @@ def test_hostile_names(golden, tmp_path):
         assert not re.search(rf"(?<!\\){re.escape(character)}", title), (character, title)
     assert sum(line.startswith("# ") for line in text.splitlines()) == 1, "a name makes no headings"
     assert "\x1b" not in text and "www.example" not in text
-    assert yaml.safe_load(re.search(r"```yaml\n(.*?)\n```\n", text, re.DOTALL)[1])["calibration"]["files"] == ["```\n# evil.npy"]
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)\n```\n", text, re.DOTALL)[1])["calibration"]["files"] == ["``` # evil.npy"]
     ModelCard.load(tmp_path / "output" / "README.md")
 
 
