@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "config/command_line.h"
@@ -24,11 +25,22 @@ namespace {
 
 using namespace hcsmoe;
 
+/// With --json: in place of the result.
+void print_error(const std::string& what, int exit_code) {
+  const nlohmann::ordered_json json = {{"error", what}, {"exit_code", exit_code}};
+  std::printf("%s\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+  std::fflush(stdout);
+}
+
 /// An error that all ranks share ends them in order, and rank 0 prints it. One that a single rank met ends the others by force: they may
 /// wait for that rank in a collective.
-int report(const Ranks& ranks, Log& log, StopRequest& stop, const std::string& what, ExitCode code, bool collective) {
+int report(const CommandLine& line, const Ranks& ranks, Log& log, StopRequest& stop, const std::string& what, ExitCode code,
+           bool collective) {
   const int exit_code = static_cast<int>(code);
-  if (!collective || ranks.is_root()) code == ExitCode::interrupted ? log.warn(what) : log.error(what);
+  if (!collective || ranks.is_root()) {
+    code == ExitCode::interrupted ? log.warn(what) : log.error(what);
+    if (line.json) print_error(what, exit_code);
+  }
   if (!collective && ranks.size() > 1) {
     stop.failing(exit_code);
     MPI_Abort(MPI_COMM_WORLD, exit_code);
@@ -65,11 +77,11 @@ int run(const CommandLine& line, const std::optional<UserError>& mistake, pid_t 
     return static_cast<int>(ExitCode::success);
   } catch (const Error& error) {
     if (error.collective() || ranks.size() == 1) keep_trace(trace.get(), line, ranks, log);
-    return report(ranks, log, stop, error.what(), error.exit_code(), error.collective());
+    return report(line, ranks, log, stop, error.what(), error.exit_code(), error.collective());
   } catch (const std::bad_alloc&) {
-    return report(ranks, log, stop, "out of memory", ExitCode::failure, false);
+    return report(line, ranks, log, stop, "out of memory", ExitCode::failure, false);
   } catch (const std::exception& error) {
-    return report(ranks, log, stop, error.what(), ExitCode::failure, false);
+    return report(line, ranks, log, stop, error.what(), ExitCode::failure, false);
   }
 }
 

@@ -28,6 +28,8 @@ struct CommandLine {
   std::vector<std::string> machine;  // inspect: "rate=number" of each --machine
   std::filesystem::path original;    // verify: --original; empty: as the configuration or the work folder says
   int64_t sample = 0;                // verify: --sample, merged experts of a layer that are made again; 0: not given
+  bool duplicates = false;           // inspect: reads all experts' weights and says which are equal
+  bool json = false;                 // --json: one JSON document on stdout, of what was done or what went wrong
 };
 
 /// Whether a command runs the model, on whatever device.type says. The others need no GPU.

@@ -225,6 +225,7 @@ void finish_job(Job& job, const Compute& compute, int64_t experts_kept, const st
   evaluate_before_and_after(job, compute);
   write_card(job, plan);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
+  job.summarised = true;
   write_report(job, plan);
   mark_job(job, JobState::finished);
 }
@@ -287,6 +288,7 @@ void collect(Job& job) {
   job.summary.read = files_read(job.checkpoint, job.ranks);
   mark_job(job, JobState::finished);
   finish_summary(job.summary, job.config.work, job.ranks, job.log);
+  job.summarised = true;
   job.log.info("statistics: " + (job.config.work / "statistics").string());
 }
 
@@ -298,13 +300,29 @@ void plan(Job& job) {
   job.ranks.on_root([&] {
     check_plan(made, job.model, plan_file(job.config).string());
     size_t largest = 0, single = 0, clusters = 0;
+    nlohmann::ordered_json layers = nlohmann::ordered_json::array();
     for (const LayerPlan& layer : made.layers) {
+      size_t most = 0, alone = 0;
       for (const Cluster& cluster : layer.clusters) {
-        largest = std::max(largest, cluster.members.size());
-        single += cluster.members.size() == 1;
+        most = std::max(most, cluster.members.size());
+        alone += cluster.members.size() == 1;
       }
+      largest = std::max(largest, most);
+      single += alone;
       clusters += layer.clusters.size();
+      layers.push_back({{"layer", layer.layer},
+                        {"experts", layer.experts},
+                        {"clusters", layer.clusters.size()},
+                        {"largest", most},
+                        {"alone", alone},
+                        {"dropped", layer.dropped}});
     }
+    job.result = nlohmann::ordered_json({{"format", "hcsmoe-plan-summary/1"},
+                                         {"plan", plan_file(job.config).string()},
+                                         {"fingerprint", plan_fingerprint(made)},
+                                         {"recipe", nlohmann::ordered_json::parse(recipe_to_json(made.recipe))},
+                                         {"layers", layers}})
+                     .dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
     job.log.info(std::to_string(made.layers.size()) + " layers of " + std::to_string(job.model.experts) + " experts in " +
                  std::to_string(made.layers.front().clusters.size()) + " clusters; largest " + std::to_string(largest) + ", alone " +
                  std::to_string(single) + " of " + std::to_string(clusters));

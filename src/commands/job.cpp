@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "commands/job_record.h"
+#include "commands/result.h"
 #include "hcsmoe/assembly.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
@@ -46,6 +47,9 @@ void run_command(const CommandLine& line, const Config& config, const Ranks& ran
   };
   work();
   ranks.on_all([&] { job.checkpoint.require_unchanged(); });
+  ranks.on_root([&] {
+    if (line.json) print_result(job);
+  });
 }
 
 Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, Log& log, Trace* trace, StopRequest& stop) {

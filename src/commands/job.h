@@ -39,6 +39,8 @@ struct Job {
   Summary summary;
   std::shared_ptr<FolderLock> lock = {};  // of WORK, on rank 0
   std::string identity = {};              // of what is asked (begin_job)
+  std::string result = {};  // on rank 0: the command's JSON document for --json, where it is not run.json's or evaluation.json's
+  bool summarised = false;  // run.json is of this call
 
   int64_t experts_kept() const { return config.compression.experts.resolve(model.experts); }
 };

@@ -150,7 +150,10 @@ void report(Job& job) {
     const Plan plan = load_plan(file);
     check_plan(plan, job.model, file.string());
     try {
-      job.log.info("report: " + write_page(job, plan));
+      const std::string page = write_page(job, plan);
+      job.log.info("report: " + page);
+      job.result = ordered_json({{"format", "hcsmoe-report/1"}, {"report", page}, {"plan", file.string()}})
+                       .dump(-1, ' ', false, ordered_json::error_handler_t::replace);
     } catch (const ordered_json::exception& error) {
       throw UserError(job.config.work.string() + ": run.json or evaluation.json is not as this version writes it: " + error.what(),
                       "remove the file, and make the report again");

@@ -2,7 +2,10 @@
 
 #include "hcsmoe/verification.h"
 
+#include <nlohmann/json.hpp>
+
 #include "commands/job.h"
+#include "commands/result.h"
 #include "hcsmoe/assembly.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
@@ -101,6 +104,11 @@ void verify(const CommandLine& line, const Config& given, const Ranks& ranks, Lo
     }
   });
   tell(job, findings);
+  job.ranks.on_root([&] {
+    if (!line.json) return;
+    job.result = nlohmann::ordered_json{{"checked", findings.checked}, {"unchecked", findings.unchecked}}.dump(2);
+    print_result(job);
+  });
 }
 
 }  // namespace hcsmoe

@@ -324,6 +324,18 @@ void check_required(const Config& config, const std::string& file, Command comma
 
 }  // namespace
 
+std::vector<std::string> configuration_keys() {
+  std::vector<std::string> keys;
+  for (const SectionKeys& section : known_keys()) {
+    for (const std::string& key : section.keys) {
+      const std::string full = section.section.empty() ? key : section.section + "." + key;
+      const auto is_section = [&](const SectionKeys& other) { return other.section == full; };
+      if (std::none_of(known_keys().begin(), known_keys().end(), is_section)) keys.push_back(full);
+    }
+  }
+  return keys;
+}
+
 int64_t ExpertBudget::resolve(int64_t experts) const {
   if (count > 0) return count;
   return std::max<int64_t>(1, static_cast<int64_t>(std::floor(share * static_cast<double>(experts) + 0.5)));

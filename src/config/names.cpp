@@ -61,6 +61,13 @@ T parse(const Name<T> (&names)[N], const std::string& text) {
 }
 
 template <class T, size_t N>
+std::vector<std::string> all_names(const Name<T> (&names)[N]) {
+  std::vector<std::string> all;
+  for (const auto& [value, name] : names) all.emplace_back(name);
+  return all;
+}
+
+template <class T, size_t N>
 std::string name_of(const Name<T> (&names)[N], T wanted) {
   for (const auto& [value, name] : names) {
     if (value == wanted) return name;
@@ -93,6 +100,28 @@ Command parse_command(const std::string& text) { return parse(commands, text); }
 AddBos parse_add_bos(const std::string& text) { return parse(add_bos_names, text); }
 DeviceType parse_device_type(const std::string& text) { return parse(device_types, text); }
 ComputeDtype parse_compute_dtype(const std::string& text) { return parse(compute_dtypes, text); }
+
+std::vector<std::string> command_names() { return all_names(commands); }
+
+std::vector<std::string> names_for_key(const std::string& key) {
+  if (key == "calibration.add_bos") return all_names(add_bos_names);
+  if (key == "compression.method") {
+    std::vector<std::string> names;
+    for (const Method& method : methods()) names.push_back(method.name);
+    return names;
+  }
+  if (key == "compression.feature") return all_names(features);
+  if (key == "compression.metric") return all_names(metrics);
+  if (key == "compression.linkage") return all_names(linkages);
+  if (key == "compression.merge") return all_names(merges);
+  if (key == "compression.router") return all_names(router_merges);
+  if (key == "compression.reconstruction") return all_names(reconstructions);
+  if (key == "compression.propagate") return all_names(propagates);
+  if (key == "compression.init") return all_names(inits);
+  if (key == "device.type") return all_names(device_types);
+  if (key == "device.dtype") return all_names(compute_dtypes);
+  return {};
+}
 
 std::string parse_method(const std::string& text) {
   std::string allowed;

@@ -44,7 +44,8 @@ struct TextWindows {
 /// A multiple-choice file. A line is an object with "context", "choices" (two or more), "answer" (index of the right one, from 0), and
 /// optionally "delimiter", which stands between context and choice and is not counted as the choice's length. Other keys are ignored.
 struct Question {
-  std::string context, delimiter;
+  std::string delimiter;
+  std::vector<std::string> contexts;  // of each choice; all equal, unless the line has "contexts"
   std::vector<std::string> choices;
   int64_t answer = 0;
   std::string place;  // "FILE, line 7"

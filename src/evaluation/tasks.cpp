@@ -34,7 +34,9 @@ Question read_question(const std::string& bytes, const std::string& place) {
   if (!line.is_object()) throw UserError(place + ": a line must be an object, not " + line.type_name(), example);
   Question question;
   question.place = place;
-  question.context = text_of(field(line, "context", place), "\"context\"", place);
+  if (line.contains("context") && line.contains("contexts")) throw UserError(place + ": has \"context\" and \"contexts\"", example);
+  const bool several = line.contains("contexts");
+  const std::string context = several ? "" : text_of(field(line, "context", place), "\"context\"", place);
   if (line.contains("delimiter")) question.delimiter = text_of(line["delimiter"], "\"delimiter\"", place);
   const Json& choices = field(line, "choices", place);
   if (!choices.is_array() || choices.size() < 2) {
@@ -45,6 +47,14 @@ Question read_question(const std::string& bytes, const std::string& place) {
     const std::string what = "choice " + std::to_string(question.choices.size());
     question.choices.push_back(text_of(choice, what, place));
     if (question.choices.back().empty()) throw UserError(place + ": " + what + " is empty: it has no likelihood");
+  }
+  question.contexts.assign(question.choices.size(), context);
+  if (several) {
+    const Json& contexts = line["contexts"];
+    if (!contexts.is_array() || contexts.size() != choices.size()) {
+      throw UserError(place + ": \"contexts\" must be a list of one string for each of the " + std::to_string(choices.size()) + " choices");
+    }
+    for (size_t c = 0; c < contexts.size(); ++c) question.contexts[c] = text_of(contexts[c], "context " + std::to_string(c), place);
   }
   const Json& answer = field(line, "answer", place);
   const auto count = static_cast<int64_t>(question.choices.size());

@@ -31,10 +31,10 @@ void add_task(Workload& work, Task task, const Tokenizer& tokenizer, std::option
   std::map<std::vector<int32_t>, size_t> passage_of;
   for (const Question& question : task.questions) {
     task.answers.emplace_back();
-    for (const std::string& choice : question.choices) {
+    for (size_t c = 0; c < question.choices.size(); ++c) {
       TokenisedChoice tokens;
       try {
-        tokens = tokenise_choice(tokenizer, bos, question.context, question.delimiter + choice, model.max_positions);
+        tokens = tokenise_choice(tokenizer, bos, question.contexts[c], question.delimiter + question.choices[c], model.max_positions);
       } catch (const UserError& error) {
         throw UserError(question.place + ", choice " + std::to_string(task.answers.back().size()) + ": " + error.what());
       }

@@ -5,6 +5,8 @@
 #include <cstdlib>
 
 #include "config/command_line.h"
+#include "config/manual.h"
+#include "config/names.h"
 #include "hcsmoe/error.h"
 
 using namespace hcsmoe;
@@ -62,7 +64,7 @@ TEST(CommandLineTest, Trace) {
   EXPECT_TRUE(read({"config.yaml"}).line.trace.empty());
   expect_refused({"config.yaml", "--trace"}, "--trace");
   expect_refused({"config.yaml", "--trace", ""}, "--trace needs the name of a file");
-  expect_refused({"inspect", "config.yaml", "--trace", "out.json"}, "'inspect' only computes figures");
+  expect_refused({"inspect", "config.yaml", "--trace", "out.json"}, "--trace belongs to the commands 'run', 'collect', ");
 }
 
 TEST(CommandLineTest, Machine) {
@@ -105,10 +107,63 @@ TEST(CommandLineTest, HelpAndVersion) {
       EXPECT_NE(help.out.find(part), std::string::npos) << part;
     }
   }
+  for (const std::string& command : command_names()) {
+    for (const std::vector<const char*>& line :
+         {std::vector<const char*>{"help", command.c_str()}, {command.c_str(), "--help"}, {command.c_str(), "config.yaml", "-h"}}) {
+      const Outcome manual = read(line);
+      EXPECT_FALSE(manual.go_on);
+      EXPECT_EQ(manual.mistake, "");
+      for (const char* part : {"NAME\n", "SYNOPSIS\n", "DESCRIPTION\n", "OPTIONS\n", "FILES\n", "EXIT STATUS\n", "75 ", "EXAMPLES\n"}) {
+        EXPECT_NE(manual.out.find(part), std::string::npos) << command << ": " << part;
+      }
+      EXPECT_EQ(manual.out, manual_of(parse_command(command)));
+    }
+    EXPECT_NE(help_text().find("\n  " + command + " "), std::string::npos) << command;
+  }
+  expect_refused({"help", "pln"}, "command 'pln' is not allowed");
+  EXPECT_EQ(read({"help"}).out, help_text());
   const Outcome version = read({"--version"});
   EXPECT_FALSE(version.go_on);
   EXPECT_EQ(version.out, "hcsmoe_dist 0.1.0\n");
   EXPECT_EQ(read({"--help"}, false).out, "");
+}
+
+TEST(CommandLineTest, EveryOptionBelongsToItsCommandsOnly) {
+  using enum Option::Takes;
+  for (const Option& option : options()) {
+    for (const std::string& command : command_names()) {
+      const std::string value = option.takes == assignment ? "a=b" : option.takes == rate ? "read=1" : "file";
+      std::vector<const char*> words = {command.c_str(), "config.yaml", option.name.c_str()};
+      if (option.takes != nothing) words.push_back(value.c_str());
+      if (belongs(option, parse_command(command))) {
+        EXPECT_TRUE(read(words).go_on) << command << " " << option.name << ": " << read(words).mistake;
+      } else {
+        expect_refused(words, option.name + " belongs to ");
+      }
+      EXPECT_EQ(manual_of(parse_command(command)).find("  " + usage_of(option)) != std::string::npos,
+                belongs(option, parse_command(command)));
+    }
+  }
+}
+
+TEST(CommandLineTest, Json) {
+  EXPECT_TRUE(read({"config.yaml", "--json"}).line.json);
+  EXPECT_FALSE(read({"config.yaml"}).line.json);
+  const Outcome wrong = read({"config.yaml", "--fast", "--json"});
+  EXPECT_NE(wrong.mistake, "");
+  EXPECT_TRUE(wrong.line.json) << "the mistake is told as JSON";
+}
+
+TEST(CommandLineTest, Completion) {
+  for (const std::string shell : shells) {
+    const Outcome script = read({"--completion", shell.c_str()});
+    EXPECT_FALSE(script.go_on);
+    EXPECT_EQ(script.mistake, "");
+    for (const std::string& word : configuration_keys()) EXPECT_NE(script.out.find(word), std::string::npos) << shell << " " << word;
+    for (const std::string& word : command_names()) EXPECT_NE(script.out.find(word), std::string::npos) << shell << " " << word;
+    for (const Option& option : options()) EXPECT_NE(script.out.find(option.name.substr(2)), std::string::npos) << shell;
+  }
+  EXPECT_NE(read({"--completion", "tcsh"}).mistake.find("bash, zsh, fish"), std::string::npos);
 }
 
 TEST(CommandLineTest, Mistakes) {

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <random>
 
+#include "config/names.h"
 #include "hcsmoe/config.h"
 #include "hcsmoe/error.h"
 
@@ -316,6 +317,18 @@ TEST_F(ConfigTest, ValuesThatAreNotAllowed) {
   }
   expect_has(set("device.dtype=float16"), {"device.dtype: ", "allowed: auto, float32, bfloat16"});
   expect_has(set("calibration.add_bos=maybe"), {"calibration.add_bos: ", "allowed: auto, true, false"});
+}
+
+/// What the completion offers is what the parser takes, of every key.
+TEST_F(ConfigTest, NamesForCompletion) {
+  for (const std::string& key : configuration_keys()) {
+    const std::string wrong = message(hc_smoe, Command::run, {key + "=no such name"});
+    std::string allowed;
+    for (const std::string& name : names_for_key(key)) allowed += (allowed.empty() ? "" : ", ") + name;
+    const std::string list = "is not allowed; allowed: ";
+    const size_t at = wrong.find(list);
+    EXPECT_EQ(at == std::string::npos ? "" : wrong.substr(at + list.size()), allowed) << key << ": " << wrong;
+  }
 }
 
 TEST_F(ConfigTest, EveryMethodIsRead) {

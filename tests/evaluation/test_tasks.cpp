@@ -83,6 +83,18 @@ TEST_F(TasksTest, BadLinesAreRefusedWithTheirNumber) {
   EXPECT_NE(refusal("\n \n").find("holds no questions"), std::string::npos);
 }
 
+TEST_F(TasksTest, AContextForEachChoice) {
+  const Task task = read_task(write(R"({"contexts": ["Ruth", "Sam"], "choices": [" has it", " has it"], "answer": 1})"));
+  EXPECT_EQ(task.questions.at(0).contexts, (std::vector<std::string>{"Ruth", "Sam"}));
+  const Task one = read_task(write(R"({"context": "x", "choices": ["a", "b", "c"], "answer": 1})"));
+  EXPECT_EQ(one.questions.at(0).contexts, (std::vector<std::string>{"x", "x", "x"}));
+  expect_refused(R"({"contexts": ["a"], "choices": ["b", "c"], "answer": 0})",
+                 "\"contexts\" must be a list of one string for each of the 2");
+  expect_refused(R"({"contexts": "ab", "choices": ["b", "c"], "answer": 0})", "\"contexts\" must be a list");
+  expect_refused(R"({"contexts": ["a", 1], "choices": ["b", "c"], "answer": 0})", "context 1 must be a string");
+  expect_refused(R"({"context": "a", "contexts": ["a", "b"], "choices": ["b", "c"], "answer": 0})", "has \"context\" and \"contexts\"");
+}
+
 TEST_F(TasksTest, DamagedFilesAreRefusedOrRead) {
   const std::string good = R"({"context": "2 + 2 =\u00e9", "choices": [" 4", " 5", "é"], "answer": 1, "delimiter": ""})"
                            "\n";
