@@ -14,7 +14,7 @@ class Sheet {
     if (!heading.empty()) text_ += "\n" + heading + "\n";
   }
   void line(const std::string& name, const std::string& value) {
-    constexpr size_t width = 28;
+    constexpr size_t width = 34;
     text_ += name + std::string(name.size() < width ? width - name.size() : 0, ' ') + value + "\n";
   }
   void line(const std::string& name, const std::string& value, const std::string& key, nlohmann::ordered_json number) {

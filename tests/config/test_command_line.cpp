@@ -132,7 +132,10 @@ TEST(CommandLineTest, EveryOptionBelongsToItsCommandsOnly) {
   using enum Option::Takes;
   for (const Option& option : options()) {
     for (const std::string& command : command_names()) {
-      const std::string value = option.takes == assignment ? "a=b" : option.takes == rate ? "read=1" : "file";
+      const std::string value = option.takes == assignment ? "a=b"
+                                : option.takes == rate     ? "read=1"
+                                : option.takes == number   ? "3"
+                                                           : "file";
       std::vector<const char*> words = {command.c_str(), "config.yaml", option.name.c_str()};
       if (option.takes != nothing) words.push_back(value.c_str());
       if (belongs(option, parse_command(command))) {
