@@ -160,6 +160,11 @@ def digests(folder: Path) -> dict:
     }
 
 
+def model_digests(output: Path) -> dict:
+    """Of an output folder, without what tells how it was made: another command's card need not say the same."""
+    return {name: digest for name, digest in digests(output).items() if name not in ("README.md", "checksums.xxh128", "hcsmoe_plan.json")}
+
+
 def job_digests(output: Path, work: Path) -> dict:
     """All that must not depend on ranks and threads."""
     found = {f"output/{name}": digest for name, digest in digests(output).items()}

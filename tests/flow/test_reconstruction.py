@@ -9,7 +9,7 @@ import pytest
 import reference
 import torch
 from checkpoints import DEMO_MODEL
-from conftest import digests, forward_logits, job_digests, relative_error, run_job
+from conftest import digests, model_digests, forward_logits, job_digests, relative_error, run_job
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
@@ -143,7 +143,7 @@ def test_a_plan_and_shards_are_used_again(golden, tmp_path, compression):
     case = golden("qwen2_moe_f32_sparse_step")
     job, work = case.job(tmp_path / "output", **compression), tmp_path / "output.work"
     run_job(tmp_path, 2, job)
-    made = digests(tmp_path / "output")
+    made = model_digests(tmp_path / "output")
     plan = json.loads((work / "plan.json").read_text())
     if compression is AUTO:
         for layer in plan["layers"]:
@@ -153,13 +153,13 @@ def test_a_plan_and_shards_are_used_again(golden, tmp_path, compression):
     folder = tmp_path / "apply"
     shutil.copytree(work / "statistics", folder / "output.work" / "statistics")  # of the tokens on which units are compared
     run_job(folder, 3, job | {"output": str(folder / "output")}, "apply", arguments=["--plan", work / "plan.json"])
-    assert digests(folder / "output") == made
+    assert model_digests(folder / "output") == made
 
     before = {file: file.stat().st_mtime_ns for part in ("statistics", "shards") for file in (work / part).iterdir()}
     again = job | {"output": str(tmp_path / "again"), "work": str(work)}
     for command in ("run", "apply"):
         result = run_job(tmp_path / "second", 1, again, command)
-        assert digests(tmp_path / "again") == made
+        assert model_digests(tmp_path / "again") == made
         assert {file: file.stat().st_mtime_ns for file in before} == before
         assert "sweep" not in summary(work)["seconds"] and (command == "apply" or "are valid and not collected again" in said(result))
         shutil.rmtree(tmp_path / "again")
@@ -169,7 +169,7 @@ def test_a_plan_and_shards_are_used_again(golden, tmp_path, compression):
     run_job(tmp_path / "third", 1, again | more)
     assert "sweep" in summary(work)["seconds"], "another recipe, other shards"
     run_job(tmp_path / "fresh", 1, job | more | {"output": str(tmp_path / "fresh" / "output")})
-    assert digests(tmp_path / "again") == digests(tmp_path / "fresh" / "output")
+    assert model_digests(tmp_path / "again") == model_digests(tmp_path / "fresh" / "output")
 
 
 def assert_never_worse(layers):

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 from checkpoints import DEMO_MODEL
-from conftest import digests, job_digests, run_job
+from conftest import digests, job_digests, model_digests, run_job
 from interrupted import Run, saved
 
 pytestmark = pytest.mark.slow
@@ -58,11 +58,6 @@ def uninterrupted(tmp_path_factory):
         return finished[name]
 
     return run
-
-
-def weights(output) -> dict:
-    """Digests of what is there before the output is measured."""
-    return {name: digest for name, digest in digests(output).items() if name.endswith((".safetensors", "config.json"))}
 
 
 def layers_gone_on_after(text: str) -> list[int]:
@@ -186,16 +181,16 @@ def test_killed_while_the_output_is_measured(tmp_path):
     assert run.wait_until(lambda: (tmp_path / "output").exists() and "evaluation" in run.said())
     run.kill()
     assert not (tmp_path / "output.work" / "evaluation.json").exists()
-    made = weights(tmp_path / "output")
+    made = model_digests(tmp_path / "output")
     again = run_job(tmp_path, 2, config)
     assert "going on behind it" in again.stderr and "sweep:" not in again.stderr
-    assert weights(tmp_path / "output") == made
+    assert model_digests(tmp_path / "output") == made
     summary = json.loads((tmp_path / "output.work" / "run.json").read_text())
     assert len(summary["reconstruction"]) == 4 and summary["evaluation"]["models"][1]["perplexity"][0]["perplexity"] > 1
     done = run_job(tmp_path, 2, config)
-    assert "nothing to do" in done.stderr and weights(tmp_path / "output") == made
+    assert "nothing to do" in done.stderr and model_digests(tmp_path / "output") == made
     other = run_job(tmp_path, 1, config, sets=["compression.experts=10"], expect=2)
-    assert "compression.experts: 8 then, 10 now" in other.stderr and weights(tmp_path / "output") == made
+    assert "compression.experts: 8 then, 10 now" in other.stderr and model_digests(tmp_path / "output") == made
 
 
 @pytest.fixture(scope="session")
