@@ -30,7 +30,7 @@ make_environment() {
   if [[ $(cat "$stamp" 2>/dev/null) == "$hash" ]] && "$python" -c '' 2>/dev/null; then return; fi
   printf 'tests: installing tests/requirements.txt in .deps/python\n' >&2
   "$python" -m pip --version &>/dev/null || python3 -m venv --clear .deps/python
-  "$python" -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt || {
+  "$python" -m pip install --quiet --disable-pip-version-check --retries 10 -r tests/requirements.txt || {
     printf 'tests: pip could not install tests/requirements.txt (its messages are above)\n' >&2
     exit 2
   }
