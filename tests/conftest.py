@@ -5,9 +5,12 @@
     HCSMOE_BUILD=FOLDER               where the program is (default: build/ of the repository)
 """
 
+import ctypes
+import ctypes.util
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -93,6 +96,18 @@ def golden(golden_folder):
     return lambda name: Golden(golden_folder / name)
 
 
+@pytest.fixture
+def case(golden):
+    return golden(ONE_A_FAMILY[0])
+
+
+@pytest.fixture
+def broken(case, tmp_path):
+    """A private copy of the checkpoint, to be damaged, and its job."""
+    shutil.copytree(case.model, tmp_path / "model")
+    return tmp_path / "model", case.job(tmp_path / "output") | {"model": str(tmp_path / "model")}
+
+
 def need(tool: Path) -> Path:
     if not tool.exists():
         pytest.fail(f"{tool} is not built: launch/build.sh, or HCSMOE_BUILD=FOLDER", pytrace=False)
@@ -149,6 +164,17 @@ def forward_logits(model: Path, ids: Path, folder: Path, dtype: str) -> np.ndarr
     result = run_program([need(FORWARD_LOGITS), model, ids, out, dtype], timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
     return np.load(out)
+
+
+def xxh3_128(content: bytes) -> str:
+    class Hash(ctypes.Structure):
+        _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
+
+    library = ctypes.CDLL(ctypes.util.find_library("xxhash"))
+    library.XXH3_128bits.restype = Hash
+    library.XXH3_128bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    value = library.XXH3_128bits(content, len(content))
+    return f"{value.high:016x}{value.low:016x}"
 
 
 def digests(folder: Path) -> dict:

@@ -28,18 +28,6 @@ def refused(folder, ranks, job, words, command=None, sets=(), arguments=()):
     return result
 
 
-@pytest.fixture
-def case(golden):
-    return golden(NAME)
-
-
-@pytest.fixture
-def broken(case, tmp_path):
-    """A private copy of the checkpoint, to be damaged, and its job."""
-    shutil.copytree(case.model, tmp_path / "model")
-    return tmp_path / "model", case.job(tmp_path / "output") | {"model": str(tmp_path / "model")}
-
-
 WRONG_KEYS = {
     "unknown section": ({"compresion": {"experts": 3}}, ["compresion", "compression"]),
     "unknown key": ({"compression": {"experts": 3, "linkeage": "ward"}}, ["linkeage", "linkage"]),

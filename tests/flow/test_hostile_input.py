@@ -1,33 +1,19 @@
 """Files that an attacker or an accident brings, and files that change while they are read: the run ends with the bytes that it always gives,
 or with a message and a code that is not zero; never with a wrong result, and never without end."""
 
-import ctypes
-import ctypes.util
 import gzip
 import json
 import re
 import shutil
 
 import pytest
-from conftest import BUILD, ONE_A_FAMILY, digests, job_command, job_digests, need, run_job, run_program, write_config
+from conftest import BUILD, ONE_A_FAMILY, digests, job_command, job_digests, need, run_job, run_program, write_config, xxh3_128
 from reference import read_tensors
 from safetensors.torch import save_file
 
 NAME = ONE_A_FAMILY[0]
 RANKS = pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 SECONDS = 15  # from an error of one rank to the end of all
-
-
-@pytest.fixture
-def case(golden):
-    return golden(NAME)
-
-
-@pytest.fixture
-def broken(case, tmp_path):
-    """A private copy of the checkpoint, to be damaged, and its job."""
-    shutil.copytree(case.model, tmp_path / "model")
-    return tmp_path / "model", case.job(tmp_path / "output") | {"model": str(tmp_path / "model")}
 
 
 def refused(folder, job, words, command=None, ranks=1):
@@ -287,17 +273,6 @@ def json_header(file):
 
 
 # Checksums
-
-
-def xxh3_128(content: bytes) -> str:
-    class Hash(ctypes.Structure):
-        _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
-
-    library = ctypes.CDLL(ctypes.util.find_library("xxhash"))
-    library.XXH3_128bits.restype = Hash
-    library.XXH3_128bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-    value = library.XXH3_128bits(content, len(content))
-    return f"{value.high:016x}{value.low:016x}"
 
 
 def test_checksums(case, main_job, tmp_path):

@@ -1,6 +1,5 @@
 """verify: sound outputs of every family pass, and every kind of damage is named."""
 
-import ctypes.util
 import json
 import re
 import shutil
@@ -8,7 +7,7 @@ import struct
 
 import pytest
 from checkpoints import DEMO_MODEL
-from conftest import ONE_A_FAMILY, PROGRAM, digests, job_command, need, run_job, run_program
+from conftest import ONE_A_FAMILY, PROGRAM, digests, job_command, need, run_job, run_program, xxh3_128
 
 NAME = ONE_A_FAMILY[0]
 TRAINING = DEMO_MODEL.parent / "data" / "calibration.jsonl"
@@ -26,17 +25,6 @@ def deviations(target, **how):
     text = verify(target, expect=2, **how)
     count = re.search(r"error: .*: (\d+) deviations?\n", text)
     return [line.strip() for line in text[count.end() :].splitlines()[: min(int(count[1]), 21)]]
-
-
-def xxh3_128(content: bytes) -> str:
-    class Hash(ctypes.Structure):
-        _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
-
-    library = ctypes.CDLL(ctypes.util.find_library("xxhash"))
-    library.XXH3_128bits.restype = Hash
-    library.XXH3_128bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-    value = library.XXH3_128bits(content, len(content))
-    return f"{value.high:016x}{value.low:016x}"
 
 
 def list_again(output):
