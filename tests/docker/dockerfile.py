@@ -90,13 +90,15 @@ class Stage:
     stop_signal: str = "SIGTERM"
 
     def chroot(self, command: list, user=None, folder=None, environment=None, mounts=None, extra=None) -> list:
-        """The command line that runs `command` inside. mounts: {outside: inside}."""
+        """The command line that runs `command` inside. mounts: {outside: inside}, read-only unless `inside` ends with ":rw"."""
         user, folder = user or self.user, folder or self.folder
         lines = [f"mount --rbind /dev {self.root}/dev", f"mount -t proc proc {self.root}/proc"]
         for outside, inside in (mounts or {}).items():
-            target = f"{self.root}{inside}"
+            target = f"{self.root}{inside.removesuffix(':rw')}"
             make = f"mkdir -p {target}" if Path(outside).is_dir() else f"mkdir -p $(dirname {target}) && touch -a {target}"
             lines += [make, f"mount --rbind {outside} {target}"]
+            if not inside.endswith(":rw"):
+                lines.append(f"mount -o remount,bind,ro {target}")
         values = self.environment | (environment or {}) | (extra or {})
         if user != "root":
             values.setdefault("HOME", f"/home/{user}")

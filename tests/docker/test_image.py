@@ -55,15 +55,18 @@ def make_base(folder: Path, image: str) -> Path:
 
 
 def of_this_machine() -> tuple:
-    """(mounts, environment) that let apt and pip reach what they reach here."""
-    mounts = {path: path for path in ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf") if Path(path).exists()}
-    environment = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or name.lower().endswith("_proxy")}
+    """(mounts, environment) that let apt and pip reach what they reach here. Files are mounted elsewhere: packages may write their own there."""
+    mounts = {path: path for path in ("/etc/resolv.conf", "/etc/hosts") if Path(path).exists()}
+    environment = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     settings = subprocess.run(["python3", "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    for path in re.findall(r"(?:file://|['\" ])(/[\w./-]+)", settings):
-        if Path(path).is_dir():
-            mounts[path] = path
-        elif Path(path).is_file():
-            mounts[str(Path(path).parent)] = str(Path(path).parent)
+    for name, setting in re.findall(r"^\S*\.([\w-]+)='(.*)'$", settings, re.MULTILINE):
+        for path in re.findall(r"(?:^|file://| )(/[\w./-]+)", setting):
+            if Path(path).is_dir():
+                mounts[path] = path
+            elif Path(path).is_file():
+                mounts[path] = f"/machine{path}"
+                setting = setting.replace(path, f"/machine{path}")
+        environment.setdefault(f"PIP_{name.replace('-', '_').upper()}", setting)  # the strongest is listed first
     return mounts, environment
 
 
@@ -87,7 +90,7 @@ def image(tmp_path_factory) -> Stage:
     mounts, environment = of_this_machine()
     cache = os.environ.get("HCSMOE_TEST_CCACHE")
     if cache:
-        mounts[cache] = "/ccache"
+        mounts[cache] = "/ccache:rw"
         environment |= {"CCACHE_DIR": "/ccache", "CCACHE_BASEDIR": "/opt", "CCACHE_NOHASHDIR": "1", "LANG": os.environ.get("LANG", "C")}
     kind = WithCompilerCache if cache else Build
     say = lambda line: print(line, flush=True)  # noqa: E731
