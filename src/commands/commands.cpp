@@ -139,14 +139,12 @@ std::optional<Plan> saved_plan(Job& job) {
 
 /// Plans of a layer from rank 0 to every rank.
 std::vector<LayerPlan> broadcast_plans(const Job& job, const std::vector<LayerPlan>& plans) {
-  std::string text;
-  for (const LayerPlan& plan : plans) text += layer_plan_to_json(plan) + '\0';
-  job.ranks.broadcast(text, 0);
+  std::vector<std::string> texts;
+  for (const LayerPlan& plan : plans) texts.push_back(layer_plan_to_json(plan));
+  texts = texts_of_root(job.ranks, texts);
   std::vector<LayerPlan> all;
   job.ranks.on_all([&] {
-    for (size_t from = 0, to = 0; (to = text.find('\0', from)) != std::string::npos; from = to + 1) {
-      all.push_back(layer_plan_from_json(text.substr(from, to - from), "the layer plan of rank 0"));
-    }
+    for (const std::string& text : texts) all.push_back(layer_plan_from_json(text, "the layer plan of rank 0"));
   });
   return all;
 }
@@ -244,6 +242,7 @@ void run(Job& job) {
   const JobState state = begin_job(job, asked_of(job, job.config.compression));
   if (state != JobState::running) return finish_job(job, compute, job.experts_kept(), plan_file(job.config), state);
   const auto wanted = statistics_to_collect(job, statistics_needed(job.config.compression));
+  save_calibration(job, ids);
   std::optional<Plan> plan;
   if (!wanted) {
     job.log.info("the statistics in " + job.config.work.string() + " are valid and not collected again");
@@ -269,6 +268,7 @@ void collect(Job& job) {
   asked["recipe"] = {{"statistics", needed.names()}};
   begin_job(job, asked);
   const auto wanted = statistics_to_collect(job, needed);
+  save_calibration(job, ids);
   if (!wanted) {
     job.log.info("the statistics in " + job.config.work.string() + " are valid: nothing to do");
     mark_job(job, JobState::finished);
@@ -362,6 +362,7 @@ void apply(Job& job) {
                           " names, and its recipe fits the experts to calibration tokens",
                       "name the same calibration text, or make the plan again: hcsmoe_dist run CONFIG");
     });
+    save_calibration(job, ids);
     compress_on_tokens(job, compute, ids, std::nullopt, plan);
   }
   leave_if_asked(job, "all layers are compressed");

@@ -77,6 +77,19 @@ Job open_job(const CommandLine& line, const Config& config, const Ranks& ranks, 
   return job;
 }
 
+std::vector<std::string> texts_of_root(const Ranks& ranks, const std::vector<std::string>& texts) {
+  std::string joined;  // each behind its length
+  for (const std::string& text : texts) joined += std::to_string(text.size()) + ":" + text;
+  ranks.broadcast(joined, 0);
+  std::vector<std::string> all;
+  for (size_t at = 0; at < joined.size();) {
+    const size_t begin = joined.find(':', at) + 1, length = std::stoull(joined.substr(at, begin - at));
+    all.push_back(joined.substr(begin, length));
+    at = begin + length;
+  }
+  return all;
+}
+
 Compute choose_compute(const Job& job) {
   Compute compute = choose_compute(job.config.device, job.checkpoint, job.model, job.ranks);
   compute.trace = job.trace;

@@ -47,6 +47,8 @@ struct Job {
 
 /// Opens and describes the checkpoint on every rank (rank 0 first, whose message is the one printed) and fingerprints it.
 Job open_job(const CommandLine&, const Config&, const Ranks&, Log&, Trace*, StopRequest&);
+/// Those of rank 0, on every rank. Collective.
+std::vector<std::string> texts_of_root(const Ranks&, const std::vector<std::string>&);
 /// What the configuration asks for, with the job's trace.
 Compute choose_compute(const Job&);
 /// Creates WORK, locks it against other runs and starts the log file there. With --fresh, what earlier runs left is removed. UserError:
@@ -57,8 +59,10 @@ void check_budget(const Job&);
 /// UserError if the output exists, or its disk and the work folder's cannot hold what will be written.
 void check_output(const Job&, int64_t experts_kept);
 
-/// The calibration ids, on every rank: made on rank 0, saved as WORK/calibration.npy. Sets the origin of the statistics. int32 [S, T]
+/// The calibration ids, on every rank: made on rank 0. Sets the origin of the statistics. int32 [S, T]
 at::Tensor prepare_calibration(Job&, const Compute&);
+/// Writes WORK/calibration.npy, when nothing that is there speaks against these ids. Collective.
+void save_calibration(const Job&, const at::Tensor& ids);
 /// Nothing if WORK holds valid statistics of this origin for every MoE layer, and with them all that are needed. Else what to collect: what
 /// is needed, and what WORK holds already.
 std::optional<StatisticSet> statistics_to_collect(const Job&, StatisticSet needed);

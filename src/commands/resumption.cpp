@@ -102,19 +102,18 @@ Resumption::Resumption(Job& job, const at::Tensor& ids, bool records, Background
   if (tokens == 0) streams.original = streams.compressed = at::empty({0, job.model.hidden_size}, at::kFloat);
   original_ = {after + 1, streams.original};
   compressed_ = {after + 1, streams.compressed};
-  text.clear();
+  std::vector<std::string> texts;
   job.ranks.on_root([&] {
     job.log.info("going on after layer " + std::to_string(after) + " (of 0 to " + std::to_string(job.model.layers - 1) +
                  "), where the run before ended");
     for (const int64_t layer : job.model.moe_layers()) {
-      if (records && layer <= after) text += read_file(record_file(job, layer), most_record_bytes) + '\0';
+      if (records && layer <= after) texts.push_back(read_file(record_file(job, layer), most_record_bytes));
     }
   });
-  job.ranks.broadcast(text, 0);
+  texts = texts_of_root(job.ranks, texts);
   job.ranks.on_all([&] {
-    for (size_t from = 0, to = 0; (to = text.find('\0', from)) != std::string::npos; from = to + 1) {
-      records_.push_back(record_from(text.substr(from, to - from), "a record of a layer in " + resume_folder(job.config.work).string()));
-    }
+    const std::string source = "a record of a layer in " + resume_folder(job.config.work).string();
+    for (const std::string& each : texts) records_.push_back(record_from(each, source));
   });
 }
 
@@ -140,11 +139,12 @@ void Resumption::wait_for_previous() {
 
 void Resumption::after_layer(int64_t layer, const at::Tensor& hidden, const std::function<at::Tensor()>& compressed) {
   if (layer + 1 == job_.model.layers) return;  // what is left to do is quick, or needs no streams
-  const bool stop = job_.ranks.all_reduce_max(job_.stop.requested()) != 0;
-  if (stop) job_.stop.agreed();
+  enum : int64_t { go_on, save, save_and_stop };
   const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - last_save_;
   const bool due = job_.ranks.is_root() && passed.count() >= static_cast<double>(job_.config.save_every);
-  if (job_.ranks.all_reduce_max(stop || due) == 0) return;
+  const int64_t agreed = job_.ranks.all_reduce_max(job_.stop.requested() ? save_and_stop : due ? save : go_on);
+  if (agreed == go_on) return;
+  if (agreed == save_and_stop) job_.stop.agreed();
 
   // When every rank has finished its part of the layer before, so have been its statistics, shards and records, and older ones can go.
   job_.ranks.on_all([&] { wait_for_previous(); });
@@ -164,7 +164,7 @@ void Resumption::after_layer(int64_t layer, const at::Tensor& hidden, const std:
   });
   saved_layer_ = layer;
   last_save_ = std::chrono::steady_clock::now();
-  if (!stop) return;
+  if (agreed == save) return;
   job_.ranks.on_all([&] { background_.wait(); });
   throw CollectiveError("asked to stop: saved after layer " + std::to_string(layer) + " of 0 to " + std::to_string(job_.model.layers - 1) +
                             "; the same command goes on from there (exit code 75)",

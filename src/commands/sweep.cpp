@@ -20,11 +20,7 @@ at::Tensor prepare_calibration(Job& job, const Compute& compute) {
   at::Tensor ids;
   job.summary.stage("calibration", [&] {
     const Span span(job.trace, Activity::reading, "calibration text");
-    const auto file = job.config.work / "calibration.npy";
-    job.ranks.on_root([&] {
-      write_npy(file, calibration_ids(job.config.calibration, job.config.model, job.model.vocabulary));
-      ids = read_npy(file);
-    });
+    job.ranks.on_root([&] { ids = calibration_ids(job.config.calibration, job.config.model, job.model.vocabulary).contiguous(); });
     std::string bytes;
     if (job.ranks.is_root()) bytes.assign(static_cast<const char*>(ids.const_data_ptr()), ids.nbytes());
     job.ranks.broadcast(bytes, 0);
@@ -39,6 +35,10 @@ at::Tensor prepare_calibration(Job& job, const Compute& compute) {
   job.summary.dtype = dtype_name(compute);
   job.summary.threads = compute.threads;
   return ids;
+}
+
+void save_calibration(const Job& job, const at::Tensor& ids) {
+  job.ranks.on_root([&] { write_npy(job.config.work / "calibration.npy", ids); });
 }
 
 namespace {
