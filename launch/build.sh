@@ -132,6 +132,9 @@ fi
 
 ((!libraries_only)) || exit 0
 
+# A fresh clone finds in ccache what another one compiled.
+export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD} CCACHE_NOHASHDIR=${CCACHE_NOHASHDIR:-1}
+
 # Jobs: one a core, but no more than memory allows (a translation unit takes up to 1 GB).
 if [[ -z ${CMAKE_BUILD_PARALLEL_LEVEL:-} ]]; then
   memory_gb=$(awk '/^MemAvailable:/ {print int($2 / 1e6)}' /proc/meminfo)

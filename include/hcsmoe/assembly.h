@@ -44,16 +44,25 @@ void check_output_folder(const Checkpoint&, const std::vector<OutputFile>& layou
 struct AssemblySummary {
   uint64_t bytes = 0;  // of all safetensors files
   int64_t files = 0, tensors = 0, copied_files = 0;
+  int64_t found = 0;  // of these files, written by an assembly that was interrupted
   /// Of every file of the output, by name: XXH3-128 in hex, as `checksums.xxh128` in the output says too. On rank 0.
   std::vector<std::pair<std::string, std::string>> checksums;
   std::vector<std::string> left_out;  // files (other weight formats) and layers (for multi-token prediction) that were not copied, with why
 };
+struct AssemblyOptions {
+  /// What the run is asked to do. Files that an interrupted assembly of the same job has finished are checked and not written again.
+  std::string job = "";
+  /// Called on this rank as bytes of safetensors files are written; over all ranks they add up to AssemblySummary::bytes.
+  std::function<void(uint64_t)> progress = {};
+  /// Called on all ranks when each has finished a file. Collective; may throw.
+  std::function<void()> after_round = {};
+  Trace* trace = nullptr;
+};
 /// Collective. Writes OUTPUT.partial and renames it to OUTPUT. Throws UserError: OUTPUT exists, disk full, a shard is missing or damaged, a
 /// file of the checkpoint has changed since it was opened.
-/// On an error OUTPUT.partial is removed (a full disk needs the room); after a kill it stays, and the next assembly replaces it.
-/// progress(bytes): called on this rank as bytes of safetensors files are written; over all ranks they add up to AssemblySummary::bytes.
+/// On an error OUTPUT.partial is removed (a full disk needs the room). It stays after a kill, or an error of ExitCode::interrupted; the
+/// next assembly of the same job goes on with it, and that of another one replaces it.
 AssemblySummary assemble(const Ranks&, const Checkpoint&, const ModelDescription&, int64_t experts_kept, int64_t max_shard_bytes,
-                         const std::filesystem::path& work, const std::filesystem::path& output,
-                         const std::function<void(uint64_t)>& progress, Trace* trace = nullptr);
+                         const std::filesystem::path& work, const std::filesystem::path& output, const AssemblyOptions& = {});
 
 }  // namespace hcsmoe

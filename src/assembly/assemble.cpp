@@ -6,6 +6,7 @@
 
 #include "assembly/folder.h"
 #include "assembly/layout.h"
+#include "assembly/written_files.h"
 #include "hcsmoe/error.h"
 #include "hcsmoe/log.h"
 #include "hcsmoe/shards.h"
@@ -135,7 +136,8 @@ fs::path without_slash(const fs::path& folder) {
   return normal.has_filename() ? normal : normal.parent_path();
 }
 
-void check_free_space(const std::vector<OutputFile>& files, const OtherFiles& others, const fs::path& output) {
+/// there: bytes of the output that are written already.
+void check_free_space(const std::vector<OutputFile>& files, const OtherFiles& others, const fs::path& output, uint64_t there = 0) {
   fs::path folder = fs::absolute(output).parent_path();
   while (!fs::exists(folder) && folder.has_relative_path()) folder = folder.parent_path();  // it will be made
   struct statvfs disk {};
@@ -145,6 +147,7 @@ void check_free_space(const std::vector<OutputFile>& files, const OtherFiles& ot
   uint64_t needed = 0;
   for (const OutputFile& file : files) needed += on_disk(file.bytes);
   for (const OtherFiles::File& file : others.copied) needed += on_disk(file.bytes);
+  needed -= std::min(needed, there);
   const uint64_t free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
   if (needed <= free) return;
   throw UserError("output " + output.string() + " needs " + format_bytes(static_cast<double>(needed)) + ", its disk has " +
@@ -158,29 +161,25 @@ void rename_folder(const fs::path& from, const fs::path& to) {
   if (error) throw UserError("cannot rename " + from.string() + " to " + to.string() + ": " + error.message());
 }
 
-void remove_stale(const fs::path& partial) {
-  std::error_code error;
-  fs::remove_all(partial, error);
-  if (error) throw UserError("cannot remove " + partial.string() + ", left by an earlier run: " + error.message());
-}
-
 }  // namespace
 
 void check_output_folder(const Checkpoint& checkpoint, const std::vector<OutputFile>& layout, const fs::path& output) {
   refuse_existing(without_slash(output));
-  check_free_space(layout, other_files(checkpoint), without_slash(output));
+  const fs::path folder = without_slash(output);
+  check_free_space(layout, other_files(checkpoint), folder, bytes_in(folder.string() + ".partial"));
 }
 
 AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const ModelDescription& model, int64_t experts_kept,
-                         int64_t max_shard_bytes, const fs::path& work, const fs::path& output_as_given, const Written& progress,
-                         Trace* trace) {
+                         int64_t max_shard_bytes, const fs::path& work, const fs::path& output_as_given, const AssemblyOptions& options) {
   const fs::path output = without_slash(output_as_given);
   const fs::path partial = output.string() + ".partial";
   const fs::path parent = output.has_parent_path() ? output.parent_path() : ".";
-  const Written written = progress ? progress : [](uint64_t) {};
+  const Written written = options.progress ? options.progress : [](uint64_t) {};
+  Trace* const trace = options.trace;
 
   std::vector<OutputFile> files;
   OtherFiles others;
+  AssemblySummary summary;
   std::vector<FileChecksum> checksums;  // of the files that this rank wrote; at last, on rank 0, of all
   ranks.on_root([&] { refuse_existing(output); });
   ranks.on_all([&] {
@@ -192,24 +191,33 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
       if (ranks.owner_of(static_cast<int64_t>(i)) == ranks.rank()) check_shard(checkpoint, work, layers[i], files);
     }
   });
+  const WrittenFiles before(work, options.job, files, partial);
   ranks.on_root([&] {
-    remove_stale(partial);
+    const uint64_t there = before.tidy(files);
     make_folder(parent);
-    check_free_space(files, others, output);
+    check_free_space(files, others, output, there);
     make_folder(partial);
   });
 
   try {
-    // Round by round, so that an error of one rank stops the others within a file.
+    // Round by round, so that an error of one rank, or a request to stop, ends the others within a file.
     const auto round = static_cast<size_t>(ranks.size());
     for (size_t first = 0; first < files.size(); first += round) {
       ranks.on_all([&] {
         for (size_t i = first; i < std::min(first + round, files.size()); ++i) {
           if (ranks.owner_of(static_cast<int64_t>(i)) != ranks.rank()) continue;
           const Span span(trace, Activity::writing, "output file");
+          if (auto found = before.find(files[i])) {
+            written(files[i].bytes);
+            summary.found += 1;
+            checksums.push_back(*found);
+            continue;
+          }
           checksums.push_back(write_output_file(checkpoint, work, files[i], partial, written));
+          before.record(checksums.back());
         }
       });
+      if (options.after_round) options.after_round();
     }
     const std::vector<std::string> lines = ranks.gather(checksum_lines(checksums), 0);
     ranks.on_root([&] {
@@ -229,14 +237,13 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
       rename_folder(partial, output);
       sync_folder(parent);
     });
-  } catch (...) {
-    // All ranks have left together, so nobody writes any more. Nothing of it can be used again, and a full disk needs the room.
+  } catch (const Error& error) {
+    // All ranks have left together, so nobody writes any more. What was asked to stop goes on; else a full disk needs the room.
     std::error_code ignored;
-    if (ranks.is_root()) fs::remove_all(partial, ignored);
+    if (ranks.is_root() && error.exit_code() != ExitCode::interrupted) fs::remove_all(partial, ignored);
     throw;
   }
-
-  AssemblySummary summary;
+  ranks.all_reduce_sum(std::span(&summary.found, 1));
   for (const OutputFile& file : files) {
     summary.bytes += file.bytes;
     summary.tensors += static_cast<int64_t>(file.tensors.size());

@@ -6,6 +6,7 @@
 
 #include "commands/job_record.h"
 #include "commands/result.h"
+#include "commands/resumption.h"
 #include "hcsmoe/assembly.h"
 #include "hcsmoe/error.h"
 #include "support/files.h"
@@ -128,10 +129,11 @@ void check_output(const Job& job, int64_t experts_kept) {
     for (const OutputFile& file : layout) {
       for (const OutputTensor& tensor : file.tensors) merged += tensor.from_shard ? tensor.info.bytes() : 0;
     }
-    const uint64_t there = free_bytes(std::filesystem::absolute(job.config.work));
-    if (there < merged) {
+    merged -= std::min(merged, bytes_in(job.config.work / "shards"));
+    const uint64_t free = free_bytes(std::filesystem::absolute(job.config.work));
+    if (free < merged) {
       throw UserError("work folder " + job.config.work.string() + " needs " + format_bytes(static_cast<double>(merged)) +
-                          " for merged shards, its disk has " + format_bytes(static_cast<double>(there)) + " free",
+                          " for merged shards, its disk has " + format_bytes(static_cast<double>(free)) + " free",
                       "free some, or name a folder on another disk in `work`");
     }
   });
@@ -145,13 +147,19 @@ void write_output(Job& job, int64_t experts_kept) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < layout.size(); i += static_cast<size_t>(job.ranks.size())) bytes += layout[i].bytes;
     Progress progress(job.log, "assembly", static_cast<int64_t>(bytes), "B", "B");
-    const AssemblySummary done = assemble(
-        job.ranks, job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes, job.config.work, job.config.output,
-        [&](uint64_t n) {
-          progress.step(static_cast<int64_t>(n));
-          progress.add_detail(static_cast<double>(n));
-        },
-        job.trace);
+    const AssemblySummary done = assemble(job.ranks, job.checkpoint, job.model, experts_kept, job.config.output_files.max_shard_bytes,
+                                          job.config.work, job.config.output,
+                                          {.job = job.identity,
+                                           .progress =
+                                               [&](uint64_t n) {
+                                                 progress.step(static_cast<int64_t>(n));
+                                                 progress.add_detail(static_cast<double>(n));
+                                               },
+                                           .after_round = [&] { leave_if_asked(job, "the files of the output that are finished stay"); },
+                                           .trace = job.trace});
+    if (done.found > 0) {
+      job.log.info(std::to_string(done.found) + " of " + std::to_string(done.files) + " files of the output had been written before");
+    }
     job.summary.output_bytes = done.bytes;
     job.summary.checksums = done.checksums;
     job.summary.left_out = done.left_out;

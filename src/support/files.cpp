@@ -188,6 +188,17 @@ void sync_folder(const std::filesystem::path& folder) {
   if (result != 0 && error != EINVAL) fail("bring to disk the folder", folder, error);
 }
 
+uint64_t bytes_in(const std::filesystem::path& folder) {
+  std::error_code error;
+  uint64_t bytes = 0;
+  for (auto entry = std::filesystem::recursive_directory_iterator(folder, error); !error && entry != std::filesystem::end(entry);
+       entry.increment(error)) {
+    std::error_code gone;
+    if (entry->is_regular_file(gone) && !entry->is_symlink(gone)) bytes += entry->file_size(gone);
+  }
+  return bytes;
+}
+
 void make_folder(const std::filesystem::path& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);

@@ -51,6 +51,8 @@ void write_file_atomically(const std::filesystem::path&, std::string_view conten
 void sync_folder(const std::filesystem::path& folder);
 /// Creates the folder and its parents.
 void make_folder(const std::filesystem::path& folder);
+/// Of all files below it; 0 if it is not there.
+uint64_t bytes_in(const std::filesystem::path& folder);
 
 /// A whole file mapped read only (MAP_SHARED). An empty file maps to an empty span. Bytes that cannot be read (any more) end whoever
 /// touches them with SIGBUS: see support/lost_pages.h.

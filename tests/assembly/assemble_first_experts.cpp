@@ -40,7 +40,7 @@ void assemble_first_experts(char** arguments) {
     }
   });
   const auto start = std::chrono::steady_clock::now();
-  const AssemblySummary summary = assemble(ranks, checkpoint, model, kept, max_shard_bytes, arguments[2], arguments[3], {});
+  const AssemblySummary summary = assemble(ranks, checkpoint, model, kept, max_shard_bytes, arguments[2], arguments[3]);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (ranks.is_root()) {
     std::printf("%lld files, %.1f MB, %.3f s, %.0f MB/s\n", static_cast<long long>(summary.files), static_cast<double>(summary.bytes) / 1e6,

@@ -92,7 +92,7 @@ class Assemble : public ::testing::Test {
 
   AssemblySummary run(const fs::path& to, int64_t max_shard_bytes = several_files,
                       const std::function<void(uint64_t)>& progress = {}) const {
-    return assemble(ranks, *checkpoint, model, kept, max_shard_bytes, work(), to, progress);
+    return assemble(ranks, *checkpoint, model, kept, max_shard_bytes, work(), to, {.progress = progress});
   }
   /// The message of the error that every rank has to throw, the same on all.
   std::string refused(const fs::path& to, const std::function<void(uint64_t)>& progress = {}) const {
@@ -256,6 +256,54 @@ TEST_F(Assemble, ACheckpointThatChangesIsRefused) {
   EXPECT_FALSE(fs::exists(partial()));
 }
 
+TEST_F(Assemble, GoesOnWithTheFilesThatAnInterruptedOneHasFinished) {
+  const fs::path whole = fs::path(root) / "whole";
+  const AssemblySummary expected = run(whole);
+  ASSERT_GT(expected.files, ranks.size());
+  const auto interrupted = [&](const std::string& job) {
+    const auto stop = [] { throw CollectiveError("asked to stop", ExitCode::interrupted); };
+    EXPECT_THROW(assemble(ranks, *checkpoint, model, kept, several_files, work(), output(), {.job = job, .after_round = stop}),
+                 CollectiveError);
+    ranks.barrier();
+  };
+  interrupted("a job");
+  EXPECT_TRUE(fs::exists(partial()) && !fs::exists(output()));
+  on_root([&] { std::ofstream(partial() / "model-00001-of-00099.safetensors") << "of no layout"; });
+  std::vector<int64_t> bytes = {0};
+  const auto count = [&](uint64_t n) { bytes[0] += static_cast<int64_t>(n); };
+  AssemblySummary summary = assemble(ranks, *checkpoint, model, kept, several_files, work(), output(), {.job = "a job", .progress = count});
+  EXPECT_EQ(summary.found, ranks.size());
+  ranks.all_reduce_sum(bytes);
+  EXPECT_EQ(static_cast<uint64_t>(bytes[0]), summary.bytes);
+  const auto same_as_whole = [&] {
+    for (const auto& entry : fs::directory_iterator(whole)) {
+      EXPECT_TRUE(content(entry.path()) == content(output() / entry.path().filename())) << entry.path().filename();
+    }
+    EXPECT_EQ(std::distance(fs::directory_iterator(output()), {}), std::distance(fs::directory_iterator(whole), {}));
+    fs::remove_all(output());
+  };
+  on_root(same_as_whole);
+
+  interrupted("a job");
+  summary = assemble(ranks, *checkpoint, model, kept, several_files, work(), output(), {.job = "another job"});
+  EXPECT_EQ(summary.found, 0);
+  on_root(same_as_whole);
+
+  interrupted("a job");
+  on_root([&] {
+    const fs::path first = partial() / "model-00001-of-0000";
+    for (const auto& entry : fs::directory_iterator(partial())) {
+      if (!entry.path().string().starts_with(first.string())) continue;
+      std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(-1, std::ios::end);
+      file.put('\x7e');
+    }
+  });
+  summary = assemble(ranks, *checkpoint, model, kept, several_files, work(), output(), {.job = "a job"});
+  EXPECT_EQ(summary.found, ranks.size() - 1) << "a file whose bytes are others is written again";
+  on_root(same_as_whole);
+}
+
 TEST_F(Assemble, OneFileHasNoIndex) {
   const AssemblySummary summary = run(output(), unlimited);
   EXPECT_EQ(summary.files, 1);
@@ -270,7 +318,7 @@ TEST_F(Assemble, TheSameBytesFromAnyNumberOfRanks) {
                    alone = fs::path(root) / ("alone" + std::to_string(limit));
     run(together, limit);
     on_root([&] {
-      assemble(Ranks(MPI_COMM_SELF), *checkpoint, model, kept, limit, work(), alone, {});
+      assemble(Ranks(MPI_COMM_SELF), *checkpoint, model, kept, limit, work(), alone);
       size_t files = 0;
       for (const auto& entry : fs::directory_iterator(alone)) {
         ++files;

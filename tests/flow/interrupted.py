@@ -72,8 +72,16 @@ class Run:
         return code
 
     def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """mpirun and every rank, at once; returns when they are gone."""
+        ranks = self.ranks()
+        for end in [lambda: os.killpg(self.process.pid, signal.SIGKILL), *(lambda rank=rank: os.kill(rank, signal.SIGKILL) for rank in ranks)]:
+            try:
+                end()
+            except ProcessLookupError:
+                pass  # it has ended by itself
         self.process.wait()
+        while any(name_of(rank) == "hcsmoe_dist" for rank in ranks):
+            time.sleep(0.001)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

@@ -164,10 +164,16 @@ def test_dense_layers_and_ranks_without_tokens(golden, tmp_path, name):
 def test_killed_while_the_output_is_written(uninterrupted, tmp_path):
     config = job(tmp_path, propagate="compressed") | {"output_shard_size": "200KB"}
     run = Run(tmp_path, 2, config)
-    happened = run.wait_until((tmp_path / "output.partial").exists)
+    records = tmp_path / "output.work" / "resume"
+    happened = run.wait_until(lambda: len(list(records.glob("*.written"))) >= 3)
     run.kill()
     assert happened and not (tmp_path / "output").exists()
+    written = sorted(file.name.removesuffix(".written") for file in records.glob("*.written"))
+    damage(tmp_path / "output.partial" / written.pop())
+    times = {name: (tmp_path / "output.partial" / name).stat().st_mtime_ns for name in written}
     again = run_job(tmp_path, 3, config)
+    assert {name: (tmp_path / "output" / name).stat().st_mtime_ns for name in written} == times
+    assert (f"{len(written)} of " in again.stderr and "had been written before" in again.stderr) == bool(written)
     assert "sweep" not in json.loads((tmp_path / "output.work" / "run.json").read_text())["seconds"], again.stderr
     assert len(json.loads((tmp_path / "output.work" / "run.json").read_text())["reconstruction"]) == 4
     whole = tmp_path / "whole"

@@ -53,6 +53,7 @@ if ! find_clang; then
   }
 fi
 
+export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD} CCACHE_NOHASHDIR=${CCACHE_NOHASHDIR:-1}
 mkdir -p "$build"
 exec 9>"$build/lock"
 flock 9
