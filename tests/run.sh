@@ -46,8 +46,8 @@ build=$root/build
 [[ $preset == cpu ]] || build=$root/build-$preset
 export HCSMOE_BUILD=$build HCSMOE_PYTHON=$python
 ctest_arguments=(--test-dir "$build" --output-on-failure --parallel "$(nproc)")
-# Two files at a time: most tests wait for a process of one or two ranks.
-pytest_arguments=(-q --durations=10 --numprocesses 2 --dist loadfile tests)
+# Three files at a time: a test waits for ranks, or for Slurm and cut links.
+pytest_arguments=(-q --durations=10 --numprocesses 3 --dist loadfile --no-loadscope-reorder tests)
 if ((quick)); then
   ctest_arguments+=(--label-exclude slow)
   pytest_arguments+=(-m "not slow")

@@ -1,6 +1,8 @@
 """The jobs that the tests of this folder run, and when they are where a test wants them."""
 
+import functools
 import re
+import tempfile
 from pathlib import Path
 
 from checkpoints import DEMO_MODEL
@@ -9,7 +11,7 @@ from namespaces import wait_until
 
 TEXT = DEMO_MODEL.parent / "data" / "calibration.jsonl"
 ONE_THREAD = ["--set", "device.threads=1"]
-SHORT, MIDDLE, LONG = 8, 24, 100  # calibration sequences: some 3, 9 and 40 s on two cores
+SHORT, MIDDLE, LONG = 6, 20, 200  # calibration sequences: some 2, 6 and 40 s on two cores
 
 
 def demo_job(output: Path, sequences: int) -> dict:
@@ -17,7 +19,7 @@ def demo_job(output: Path, sequences: int) -> dict:
         "model": str(DEMO_MODEL),
         "output": str(output),
         "calibration": {"files": [str(TEXT)], "sequences": sequences, "length": 256},
-        "compression": {"experts": 0.5},
+        "compression": {"experts": 0.5, "rounds": 1},
     }
 
 
@@ -26,10 +28,12 @@ def write_job(folder: Path, sequences: int) -> list:
     return [write_config(folder, demo_job(folder / "output", sequences)), *ONE_THREAD]
 
 
-def undisturbed(folder: Path, sequences: int) -> dict:
+@functools.cache
+def undisturbed(sequences: int) -> dict:
     """Digests of the same job from mpirun on this machine."""
-    run_job(folder, 2, demo_job(folder / "output", sequences), timeout=600)
-    return digests_of(folder)
+    with tempfile.TemporaryDirectory(prefix="undisturbed-") as folder:
+        run_job(Path(folder), 2, demo_job(Path(folder) / "output", sequences), timeout=600)
+        return digests_of(Path(folder))
 
 
 def digests_of(folder: Path) -> dict:

@@ -41,12 +41,10 @@ def ranks(hosts: Hosts) -> dict:
 
 
 def test_same_bytes(hosts, tmp_path):
-    expected = undisturbed(tmp_path / "one", SHORT)
-    (tmp_path / "three").mkdir()
-    process, log = start(hosts, tmp_path / "three", SHORT)
+    process, log = start(hosts, tmp_path, SHORT)
     wait_until(lambda: ranks(hosts) == {"h1": 1, "h2": 1, "h3": 1} or process.poll() is not None, 300, "a rank on each host")
     assert process.wait(900) == 0, log.read_text()
-    assert digests_of(tmp_path / "three") == expected
+    assert digests_of(tmp_path) == undisturbed(SHORT)
 
 
 @pytest.mark.parametrize("how", ["cut", "crash"])
@@ -72,15 +70,13 @@ def test_a_host_disappears(hosts, tmp_path, how, victim):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_told_to_stop(hosts, tmp_path, number):
-    expected = undisturbed(tmp_path / "one", MIDDLE)
-    (tmp_path / "three").mkdir()
-    process, log = start(hosts, tmp_path / "three", MIDDLE)
+    process, log = start(hosts, tmp_path, MIDDLE)
     wait_for_layer(log)
     os.kill(child(process), number)
     assert process.wait(60) == 75, log.read_text()
     assert not any(ranks(hosts).values())
     done = finished_layers(log)
-    process, log = start(hosts, tmp_path / "three", MIDDLE)
+    process, log = start(hosts, tmp_path, MIDDLE)
     assert process.wait(900) == 0, log.read_text()
-    assert digests_of(tmp_path / "three") == expected
+    assert digests_of(tmp_path) == undisturbed(MIDDLE)
     assert len(done) + len(finished_layers(log)) <= 5, "done again instead of resumed"

@@ -40,19 +40,6 @@ def slurm(started, monkeypatch):
     started.wait_for_nodes()
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """expected(sequences) -> digests of an undisturbed run."""
-    known = {}
-
-    def digests(sequences: int) -> dict:
-        if sequences not in known:
-            known[sequences] = undisturbed(tmp_path_factory.mktemp(f"undisturbed_{sequences}"), sequences)
-        return known[sequences]
-
-    return digests
-
-
 class Job:
     def __init__(self, slurm: Slurm, folder: Path, sequences: int, *options, script="slurm.sbatch", environment=None, arguments=()):
         self.slurm, self.folder = slurm, folder
@@ -85,57 +72,57 @@ def take_all_nodes(slurm) -> str:
     return slurm.submit("--partition=urgent", f"--nodes={len(slurm.nodes)}", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
 
 
-def test_one_node_as_it_is(slurm, expected, tmp_path):
+def test_one_node_as_it_is(slurm, tmp_path):
     """Eight ranks on eight GPUs' places, all options as in the file."""
-    Job(slurm, tmp_path, SHORT).completed(expected(SHORT), restarts=0)
+    Job(slurm, tmp_path, SHORT).completed(undisturbed(SHORT), restarts=0)
 
 
-def test_several_nodes(slurm, expected, tmp_path):
+def test_several_nodes(slurm, tmp_path):
     job = Job(slurm, tmp_path, SHORT, "--nodes=3", "--ntasks-per-node=1", "--gpus-per-node=0", script="slurm_nodes.sbatch")
-    job.completed(expected(SHORT), restarts=0)
+    job.completed(undisturbed(SHORT), restarts=0)
     assert "3 ranks on n[1-3]" in job.log.read_text()
 
 
-def test_time_limit(slurm, expected, tmp_path):
+def test_time_limit(slurm, tmp_path):
     """The signal comes four minutes before the limit, and the limit is set to four minutes; Slurm looks twice a minute."""
     job = Job(slurm, tmp_path, LONG, "--ntasks-per-node=2", "--signal=USR1@240")
     wait_for_layer(job.log)
     slurm.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=4")
     job.restarted()
     slurm.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=120")
-    job.completed(expected(LONG), restarts=1)
+    job.completed(undisturbed(LONG), restarts=1)
 
 
 @pytest.mark.parametrize("signal", ["USR1", "TERM"])
-def test_signal(slurm, expected, tmp_path, signal):
+def test_signal(slurm, tmp_path, signal):
     job = Job(slurm, tmp_path, MIDDLE, "--ntasks-per-node=2")
     wait_for_layer(job.log)
     slurm.run("scancel", f"--signal={signal}", job.id)
     job.restarted()
     assert not (tmp_path / "output").exists()
-    job.completed(expected(MIDDLE), restarts=1)
+    job.completed(undisturbed(MIDDLE), restarts=1)
 
 
-def test_preempted_with_grace_time(slurm, expected, tmp_path):
+def test_preempted_with_grace_time(slurm, tmp_path):
     job = Job(slurm, tmp_path, MIDDLE, "--partition=preemptible", "--ntasks-per-node=2", script="slurm_preemptible.sbatch")
     wait_for_layer(job.log)
     urgent = take_all_nodes(slurm)
     job.restarted()
     assert "saved; the job is back in the queue" in job.log.read_text()
     slurm.wait_for(urgent, "COMPLETED", seconds=200)
-    job.completed(expected(MIDDLE), restarts=1)
+    job.completed(undisturbed(MIDDLE), restarts=1)
 
 
-def test_preempted_without_grace_time(slurm, expected, tmp_path):
+def test_preempted_without_grace_time(slurm, tmp_path):
     job = Job(slurm, tmp_path, MIDDLE, "--partition=spot", "--ntasks-per-node=2", script="slurm_preemptible.sbatch")
     wait_for_layer(job.log)
     urgent = take_all_nodes(slurm)
     slurm.wait_for(urgent, "COMPLETED", seconds=200)
-    job.completed(expected(MIDDLE), restarts=1)
+    job.completed(undisturbed(MIDDLE), restarts=1)
 
 
 @pytest.mark.parametrize("victim", ["first", "last"])
-def test_node_dies(slurm, expected, tmp_path, victim):
+def test_node_dies(slurm, tmp_path, victim):
     """The node of the batch script and rank 0, or another one; the job moves to the nodes that are left."""
     job = Job(slurm, tmp_path, MIDDLE, "--nodes=2", "--ntasks-per-node=1", script="slurm_nodes.sbatch")
     wait_for_layer(job.log)
@@ -144,11 +131,11 @@ def test_node_dies(slurm, expected, tmp_path, victim):
     slurm.crash(dead)
     wait_until(lambda: not slurm.hosts[left].processes("hcsmoe_dist"), 120, "end of the other rank")
     job.restarted()
-    job.completed(expected(MIDDLE), restarts=1)
+    job.completed(undisturbed(MIDDLE), restarts=1)
     assert dead not in slurm.run("scontrol", "show", "hostnames", slurm.job(job.id)["NodeList"]).split()
 
 
-def test_cancelled_job_stays_so_and_goes_on_when_submitted_again(slurm, expected, tmp_path):
+def test_cancelled_job_stays_so_and_goes_on_when_submitted_again(slurm, tmp_path):
     job = Job(slurm, tmp_path, MIDDLE, "--ntasks-per-node=2")
     wait_for_layer(job.log)
     slurm.run("scancel", job.id)
@@ -156,7 +143,7 @@ def test_cancelled_job_stays_so_and_goes_on_when_submitted_again(slurm, expected
     wait_until(lambda: not slurm.run("squeue", "-h", "-j", job.id, check=False).strip(), 60, "end of the cancelled job")
     slurm.wait_for_nodes()
     assert slurm.job(job.id)["JobState"] == "CANCELLED"
-    Job(slurm, tmp_path, MIDDLE, "--nodes=3", "--ntasks-per-node=1", script="slurm_nodes.sbatch").completed(expected(MIDDLE), restarts=0)
+    Job(slurm, tmp_path, MIDDLE, "--nodes=3", "--ntasks-per-node=1", script="slurm_nodes.sbatch").completed(undisturbed(MIDDLE), restarts=0)
 
 
 def test_what_the_user_must_mend_is_not_tried_again(slurm, tmp_path):

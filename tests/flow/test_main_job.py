@@ -107,9 +107,10 @@ def assert_same_bytes(tmp_path, job, expected, ranks, threads, sets=()):
     assert not [file for file in expected if found[file] != expected[file]]
 
 
-QUICK = [("mixtral_bf16_window", 2, 2), ("mixtral_bf16_window", 8, 1), ("qwen2_moe_f32_sparse_step", 3, 1), ("deepseek_f16_linear", 4, 2),
-         ("glm4_moe_bf16_mtp", 3, 2), ("deepseek_v3_bf16_yarn", 2, 2)]  # fmt: skip
-ALL = [(name, ranks, threads) for name in NAMES for ranks in (1, 2, 3, 4, 8) for threads in (1, 2) if (ranks, threads) != (1, 1)]
+ALL = [(name, ranks, threads) for name in ONE_A_FAMILY for ranks in (1, 2, 3, 4, 8) for threads in (1, 2) if (ranks, threads) != (1, 1)]
+ALL += [(name, *case) for name in NAMES if name not in ONE_A_FAMILY for case in ((1, 2), (3, 1))]
+QUICK = [(ONE_A_FAMILY[0], 2, 2), (ONE_A_FAMILY[0], 8, 1), (ONE_A_FAMILY[1], 3, 1), (ONE_A_FAMILY[2], 4, 2), (ONE_A_FAMILY[3], 3, 2),
+         (ONE_A_FAMILY[4], 2, 2)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
