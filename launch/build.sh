@@ -4,9 +4,10 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: launch/build.sh [--tests] [--preset NAME] [--no-apt] [--packages-only | --libraries-only]
+usage: launch/build.sh [--tests] [--preset NAME | --ci] [--no-apt] [--packages-only | --libraries-only]
   --tests          also install what the tests need, and build them
   --preset NAME    a configure preset of CMakePresets.json (default: cpu, which builds in build/; cuda: for GPUs, in build-cuda/)
+  --ci             the preset cpu with warnings as errors, in build-ci/
   --no-apt         do not look for Debian packages (compilers and libraries come from modules, Spack, ...)
   --packages-only  stop after the Debian packages
   --libraries-only stop after libtorch
@@ -22,15 +23,16 @@ fail() {
   exit "${2:-1}"
 }
 
-tests=0 apt=1 packages_only=0 libraries_only=0 preset=cpu
+tests=0 apt=1 packages_only=0 libraries_only=0 preset=cpu build= strict=()
 while (($#)); do
   case $1 in
     --tests) tests=1 ;;
     --preset)
       (($# > 1)) || fail "--preset needs a name" 2
-      preset=$2
+      preset=$2 build= strict=()
       shift
       ;;
+    --ci) preset=cpu build=build-ci strict=(-D CMAKE_COMPILE_WARNING_AS_ERROR=ON) ;;
     --no-apt) apt=0 ;;
     --packages-only) packages_only=1 ;;
     --libraries-only) libraries_only=1 ;;
@@ -143,10 +145,11 @@ if [[ -z ${CMAKE_BUILD_PARALLEL_LEVEL:-} ]]; then
 fi
 
 log=.deps/configure.log
-if ! cmake --preset "$preset" "${torch_root[@]}" &>"$log"; then
+[[ -n $build ]] || build=build$([[ $preset == cpu ]] || printf -- '-%s' "$preset")
+if ! cmake --preset "$preset" -B "$build" "${strict[@]}" "${torch_root[@]}" &>"$log"; then
   cat "$log" >&2
   fail "CMake could not configure the build (its messages are above)"
 fi
 target=(--target hcsmoe_dist)
 ((!tests)) || target=()
-cmake --build --preset "$preset" "${target[@]}" >&2 9>&-
+cmake --build "$build" "${target[@]}" >&2 9>&-

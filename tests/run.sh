@@ -1,31 +1,33 @@
 #!/usr/bin/env bash
 # Does the set-up of the tests, builds everything and runs all tests: ctest (C++), then pytest (Python). Can be called again at any time.
-# usage: tests/run.sh [--quick] [--preset NAME] [arguments of ctest ...]
+# usage: tests/run.sh [--quick] [--preset NAME | --ci] [arguments of ctest ...]
 #   --quick        leaves out what is labelled or marked `slow`
 #   --preset NAME  a preset of CMakePresets.json (default: cpu)
+#   --ci           the preset cpu with warnings as errors, in build-ci/
 # With arguments of ctest (-R forward, -L unit, ...) only ctest runs.
 set -euo pipefail
 
-quick=0 preset=cpu
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+quick=0 build=$PWD/build kind=(--preset cpu)
 while (($#)); do
   case $1 in
     --quick) quick=1 ;;
     --preset)
-      preset=${2:?--preset needs a name}
+      kind=(--preset "${2:?--preset needs a name}")
+      build=$PWD/build
+      [[ $2 == cpu ]] || build+=-$2
       shift
       ;;
+    --ci) kind=(--ci) build=$PWD/build-ci ;;
     *) break ;;
   esac
   shift
 done
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"
-
 # The reference implementations, in a virtual environment of the project's own. It is made before the build, whose tests call its Python.
-python=$root/.deps/python/bin/python
+python=$PWD/.deps/python/bin/python
 make_environment() {
-  local stamp=$root/.deps/python/requirements.sha256 hash
+  local stamp=.deps/python/requirements.sha256 hash
   hash=$(sha256sum <tests/requirements.txt)
   if [[ $(cat "$stamp" 2>/dev/null) == "$hash" ]] && "$python" -c '' 2>/dev/null; then return; fi
   printf 'tests: installing tests/requirements.txt in .deps/python\n' >&2
@@ -37,13 +39,11 @@ make_environment() {
   printf '%s\n' "$hash" >"$stamp"
 }
 
-launch/build.sh --tests --preset "$preset" --packages-only
+launch/build.sh --tests "${kind[@]}" --packages-only
 make_environment
-launch/build.sh --tests --preset "$preset"
+launch/build.sh --tests "${kind[@]}"
 source launch/mpi_environment.sh
 
-build=$root/build
-[[ $preset == cpu ]] || build=$root/build-$preset
 export HCSMOE_BUILD=$build HCSMOE_PYTHON=$python
 ctest_arguments=(--test-dir "$build" --output-on-failure --parallel "$(nproc)")
 # Three files at a time: a test waits for ranks, or for Slurm and cut links.
