@@ -3,6 +3,7 @@
 
 #include "forward/row_kernels.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -24,10 +25,13 @@ HCSMOE_INLINE uint16_t round_to_bfloat16(float x) {
 HCSMOE_INLINE void store(float x, float& out) { out = x; }
 HCSMOE_INLINE void store(float x, uint16_t& out) { out = round_to_bfloat16(x); }
 
-/// exp by range reduction and a polynomial of degree 6 (the single-precision minimax coefficients of the Cephes library), within 2 ulp.
+/// exp (finite for every x, NaN too) by range reduction and a polynomial of degree 6 (the single-precision minimax coefficients of the
+/// Cephes library), within 2 ulp.
 HCSMOE_INLINE float exponential(float x) {
-  x = x > 88.0f ? 88.0f : x;
-  x = x < -87.0f ? -87.0f : x;
+  // Between -87 and 88, by the order of the bits as signed and as unsigned numbers: the compiler makes a comparison of floats several
+  // paths, with a division each.
+  x = std::bit_cast<float>(std::min(std::bit_cast<int32_t>(x), std::bit_cast<int32_t>(88.0f)));
+  x = std::bit_cast<float>(std::min(std::bit_cast<uint32_t>(x), std::bit_cast<uint32_t>(-87.0f)));
   const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // nearest whole number
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -55,26 +59,49 @@ HCSMOE_INLINE int64_t units(double x) { return nearest(x * 1073741824.0); }
 constexpr double largest_unit_value = 2097152.0;
 
 template <class T>
+HCSMOE_INLINE float gated_in_place(T& gate, T up) {
+  const float h = gated(load(gate), load(up));
+  store(h, gate);
+  return h;
+}
+/// Bits of |x|, which are ordered like |x|, NaN above all.
+HCSMOE_INLINE uint32_t magnitude(float x) { return std::bit_cast<uint32_t>(x) & 0x7fffffffu; }
+/// units(x), before the constant of nearest() is taken from it.
+HCSMOE_INLINE uint64_t raw_units(float x) { return std::bit_cast<uint64_t>(static_cast<double>(x * 1073741824.0f) + magic); }
+
+template <class T>
 HCSMOE_INLINE bool gated_units_summed_body(T* gate, const T* up, int64_t rows, int64_t width, int64_t* sums) {
-  int bad = 0;
+  uint32_t largest = 0;
   for (int64_t first = 0; first < width; first += tile) {
     const int64_t n = width - first < tile ? width - first : tile;
-    uint64_t total[tile] = {};  // of the bits that nearest() takes its constant from, once and not for each addend
-    for (int64_t r = 0; r < rows; ++r) {
+    uint64_t total[tile] = {};
+    // Two rows at a time: one value's operations hang on each other, another row's fill the gaps.
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) {
+      T* __restrict g = gate + r * width + first;
+      T* __restrict g2 = gate + (r + 1) * width + first;
+      const T* __restrict u = up + r * width + first;
+      const T* __restrict u2 = up + (r + 1) * width + first;
+      for (int64_t c = 0; c < n; ++c) {
+        const float h = gated_in_place(g[c], u[c]), h2 = gated_in_place(g2[c], u2[c]);
+        largest = std::max(largest, std::max(magnitude(h), magnitude(h2)));
+        total[c] += raw_units(h) + raw_units(h2);
+      }
+    }
+    if (r < rows) {
       T* __restrict g = gate + r * width + first;
       const T* __restrict u = up + r * width + first;
       for (int64_t c = 0; c < n; ++c) {
-        const float h = gated(load(g[c]), load(u[c]));
-        store(h, g[c]);
-        bad |= !(std::fabs(h) < static_cast<float>(largest_unit_value));
-        total[c] += std::bit_cast<uint64_t>(static_cast<double>(h * 1073741824.0f) + magic);
+        const float h = gated_in_place(g[c], u[c]);
+        largest = std::max(largest, magnitude(h));
+        total[c] += raw_units(h);
       }
     }
     for (int64_t c = 0; c < n; ++c) {
       sums[first + c] += static_cast<int64_t>(total[c] - static_cast<uint64_t>(rows) * std::bit_cast<uint64_t>(magic));
     }
   }
-  return bad == 0;
+  return largest < std::bit_cast<uint32_t>(static_cast<float>(largest_unit_value));
 }
 
 template <class T>
