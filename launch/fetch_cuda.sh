@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what a build with CUDA needs out of pip's wheels into a folder: NCCL and the CUDA runtime with their headers, and with --torch also
 # libtorch with CUDA and all libraries that it is linked with. What is there already is kept.
-# usage: launch/fetch_cuda.sh FOLDER [--torch]      229 MB, with --torch 4.5 GB
+# usage: launch/fetch_cuda.sh FOLDER [--torch]      253 MB on the disk, with --torch 4.5 GB
 set -euo pipefail
 
 folder=${1:?fetch_cuda.sh needs a folder}

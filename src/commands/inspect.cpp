@@ -87,6 +87,13 @@ void print_cost(const Job& job, const Machine& machine, double bytes_a_weight, S
   line("  total", format_duration(times.total()) + ", " + ratio + " of reading and writing once");
 }
 
+/// Residual streams of `tokens` tokens, as a run saves them to go on from.
+double streams_bytes(const ModelDescription& model, const Recipe& recipe, int64_t tokens) {
+  if (model.layers == 1) return 0;  // nothing is saved after the last layer
+  const double one = 4.0 * static_cast<double>(tokens) * static_cast<double>(model.hidden_size);
+  return needs_tokens(recipe) && recipe.propagate == Propagate::compressed ? 2 * one : one;
+}
+
 /// What other numbers of experts would leave: those asked for, and shares of all that the router can use.
 void print_sizes(const Job& job, Sheet& sheet) {
   const int64_t E = job.model.experts;
@@ -264,13 +271,14 @@ void inspect(Job& job) {
     sized("  hidden states", hidden, "hidden_states");
     sheet.line("  one expert's tokens", "at most " + bytes(routed), "one_experts_tokens", routed);
     sized("  buffers and sums", work + sums, "buffers_and_sums");
+    const Recipe& recipe = job.config.compression;
+    sized("  streams that are saved", streams_bytes(m, recipe, N), "saved_streams", " (while they are written; save_every)");
     const Merge merge = job.config.compression.merge;
     const int64_t sample = std::min(calibration.sample, calibration.sequences * calibration.length);
     if (aligns(merge)) sized("  alignment (" + to_string(merge) + ")", alignment_bytes(m, merge, sample, compute.threads), "alignment");
 
     const int64_t K = job.config.compression.experts.count > 0 || job.config.compression.experts.share > 0 ? job.experts_kept() : 0;
     if (K == 0) throw Error("inspect without compression.experts");
-    const Recipe& recipe = job.config.compression;
     if (const double samples = sample_statistics_bytes(m, statistics_needed(recipe), sample, compute.threads); samples > 0) {
       sheet.line("  sampled tokens", "at most " + bytes(samples) + " (rank 0)", "sampled_tokens", samples);
     }
@@ -326,10 +334,13 @@ void inspect(Job& job) {
                bytes(output) + " in " + std::to_string(files) + (files == 1 ? " file, " : " files, ") + share + " of the original", "bytes",
                output);
     sheet.set("files", files);
-    line("  work folder", bytes(shards) + " of merged shards, " + bytes(statistics) + " of statistics");
+    const double streams = 2 * streams_bytes(m, recipe, calibration.sequences * calibration.length);  // of the last two layers
+    line("  work folder", bytes(shards) + " of merged shards, " + bytes(statistics) + " of statistics, and until the sweep ends " +
+                              bytes(streams) + " of residual streams");
     sheet.begin("disk");
     sheet.set("shards", shards);
     sheet.set("statistics", statistics);
+    sheet.set("streams", streams);
     if (!job.config.output.empty()) sized("  free for the output", free_disk(job.config.output), "free_for_output");
     if (!job.config.work.empty()) sized("  free for the work folder", free_disk(job.config.work), "free_for_work");
     const DType& stored = job.checkpoint.info(expert_tensor_name(m, m.moe_layers().front(), 0, ExpertPart::gate)).dtype;

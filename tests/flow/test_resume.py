@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 
+import h5py
 import pytest
 from checkpoints import DEMO_MODEL
 from conftest import digests, job_digests, model_digests, run_job
@@ -215,6 +216,25 @@ def unfinished(half_done, tmp_path):
     """A copy of it, and its configuration."""
     shutil.copytree(half_done, tmp_path, dirs_exist_ok=True)
     return tmp_path, json.loads((tmp_path / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("propagate, streams", [("compressed", 2), ("original", 1)])
+def test_inspect_counts_what_is_saved(unfinished, propagate, streams, ranks):
+    folder, config = unfinished
+    saved_bytes = {"original": 0, "compressed": 0}
+    for file in (folder / "output.work" / "resume").glob("streams_0001_*.h5"):
+        with h5py.File(file) as part:
+            for name in saved_bytes:
+                saved_bytes[name] += part[name].size * part[name].dtype.itemsize
+    assert saved_bytes["original"] == saved_bytes["compressed"] > 0
+    config["compression"]["propagate"] = propagate
+    result = run_job(folder, ranks, config, "inspect", arguments=["--json"])
+    told = json.loads(result.stdout)
+    assert told["disk"]["streams"] == 2 * streams * saved_bytes["original"], "of the last two layers"
+    assert told["a_rank"]["saved_streams"] == streams * saved_bytes["original"] / ranks
+    text = run_job(folder, ranks, config, "inspect").stdout
+    assert "of residual streams" in text and "streams that are saved" in text
 
 
 def changed_weights(folder, config):
