@@ -72,6 +72,7 @@ int run(const CommandLine& line, const std::optional<UserError>& mistake, pid_t 
     ranks.set_wait_limit(std::chrono::seconds(config.device.wait_limit));
     if (config.device.type == DeviceType::cuda && computes(line.command)) ranks.use_device(open_device(ranks));
     trace = start_trace(line.trace, ranks);
+    ranks.use_trace(trace.get());
     run_command(line, config, ranks, log, trace.get(), stop);
     write_trace(trace.get(), line.trace, ranks);
     return static_cast<int>(ExitCode::success);

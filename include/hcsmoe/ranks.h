@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "hcsmoe/error.h"
+#include "hcsmoe/trace.h"
 
 namespace hcsmoe {
 
@@ -50,6 +51,10 @@ class Ranks {
 
   std::chrono::milliseconds wait_limit() const { return wait_limit_; }
   void set_wait_limit(std::chrono::milliseconds limit) { wait_limit_ = limit; }
+
+  /// Where this rank's waits and exchanges are noted; nullptr: nobody asked. It must outlive what is called afterwards.
+  Trace* trace() const { return trace_; }
+  void use_trace(Trace* trace) { trace_ = trace; }
 
   void all_reduce_sum(std::span<int64_t> values) const;
   void reduce_sum(std::span<int64_t> values, int root) const;
@@ -83,6 +88,7 @@ class Ranks {
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   std::vector<int64_t> local_processes_;
   std::chrono::milliseconds wait_limit_ = longest_wait;
+  Trace* trace_ = nullptr;
   std::shared_ptr<DeviceLink> device_;
 };
 

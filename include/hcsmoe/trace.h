@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -25,14 +26,13 @@ class Trace {
   Trace(const Trace&) = delete;
   Trace& operator=(const Trace&) = delete;
 
-  /// The calling thread's row in the picture. A name belongs to one thread at a time; a later thread of that name continues its row.
-  void name_thread(const std::string& name);
   /// name: a literal, or anything that outlives the trace. layer: -1 for none.
   void add(Activity, const char* name, int64_t layer, Clock::time_point begin, Clock::time_point end);
   /// All events so far as JSON objects, separated by commas: a part of the file's "traceEvents".
   std::string events() const;
 
  private:
+  friend class TraceRow;
   struct Event {
     Activity activity;
     const char* name;
@@ -40,14 +40,34 @@ class Trace {
     int row;
     Clock::time_point begin, end;
   };
+  void take_row(const std::string& name);
+  void leave_row();
   int row_of(const std::string& name);
 
   const int rank_;
   const Clock::time_point origin_;
   mutable std::mutex mutex_;
   std::vector<std::string> rows_;  // names of threads
+  std::set<int> taken_;            // rows of threads that live
   std::map<std::thread::id, int> row_of_thread_;
   std::vector<Event> events_;
+};
+
+/// The calling thread's row in the picture, under this name or, where a living thread has it, the name and a number; a later thread
+/// continues the row of one that has ended. Made and destroyed by that thread; nothing where trace is null.
+class TraceRow {
+ public:
+  TraceRow(Trace* trace, const std::string& name) : trace_(trace) {
+    if (trace_) trace_->take_row(name);
+  }
+  ~TraceRow() {
+    if (trace_) trace_->leave_row();
+  }
+  TraceRow(const TraceRow&) = delete;
+  TraceRow& operator=(const TraceRow&) = delete;
+
+ private:
+  Trace* const trace_;
 };
 
 /// From its construction to its destruction, a span on this thread; nothing where trace is null.

@@ -17,6 +17,7 @@
 #include "hcsmoe/checkpoint.h"
 #include "hcsmoe/device_link.h"
 #include "hcsmoe/ranks.h"
+#include "hcsmoe/trace.h"
 
 namespace hcsmoe {
 
@@ -25,6 +26,7 @@ struct StreamOptions {
   uint64_t piece = uint64_t{32} << 20;  // bytes that are read, copied and sent at a time
   std::chrono::milliseconds limit = longest_wait;
   int64_t first_layer = 0;  // the layers before are not read
+  Trace* trace = nullptr;   // where the reading thread has a row
 };
 
 class WeightStream {

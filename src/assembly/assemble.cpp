@@ -82,7 +82,7 @@ void check_shard(const Checkpoint& checkpoint, const fs::path& work, int64_t lay
 }
 
 FileChecksum write_output_file(const Checkpoint& checkpoint, const fs::path& work, const OutputFile& file, const fs::path& folder,
-                               const Written& written) {
+                               const Written& written, Trace* trace) {
   OutputWriter out(folder / file.name, written);
   out.append(safetensors_header(file.tensors));
 
@@ -106,6 +106,7 @@ FileChecksum write_output_file(const Checkpoint& checkpoint, const fs::path& wor
   if (out.size() != file.bytes) {
     throw Error(file.name + ": " + std::to_string(out.size()) + " bytes written, " + std::to_string(file.bytes) + " laid out");
   }
+  const Span span(trace, Activity::writing, "to the disk");
   return {file.name, out.finish()};
 }
 
@@ -213,7 +214,7 @@ AssemblySummary assemble(const Ranks& ranks, const Checkpoint& checkpoint, const
             checksums.push_back(*found);
             continue;
           }
-          checksums.push_back(write_output_file(checkpoint, work, files[i], partial, written));
+          checksums.push_back(write_output_file(checkpoint, work, files[i], partial, written, trace));
           before.record(checksums.back());
         }
       });

@@ -81,7 +81,7 @@ class DeviceStream : public WeightStream {
       for (size_t slot = 0; slot < std::min(slots_.size(), plan_.layout.size()); ++slot) slots_[slot] = link.device_memory(largest);
     });
     reader_ = std::make_unique<ReadAhead>(
-        mine_.size(), [this](size_t piece) { return ring_.has_room(piece); }, [this](size_t piece) { read(piece); });
+        mine_.size(), [this](size_t piece) { return ring_.has_room(piece); }, [this](size_t piece) { read(piece); }, options.trace);
   }
 
   /// What is queued uses the memory that goes away. After an error nothing of it is waited for: others may never do their part.
@@ -104,7 +104,10 @@ class DeviceStream : public WeightStream {
     plan_.begin(layer);
     if (layer == plan_.first) bring(layer);
     const std::string what = "layer " + std::to_string(layer) + " from rank " + std::to_string(ranks_.owner_of(layer));
-    wait_for(link_, *arrived_[slot_of(layer)], what, options_.limit);
+    {
+      const Span span(options_.trace, Activity::copying, "wait for copies and broadcasts", layer);
+      wait_for(link_, *arrived_[slot_of(layer)], what, options_.limit);
+    }
     if (layer + 1 < static_cast<int64_t>(plan_.layout.size())) bring(layer + 1);
   }
 
@@ -123,6 +126,7 @@ class DeviceStream : public WeightStream {
   static size_t slot_of(int64_t layer) { return static_cast<size_t>(layer % 2); }
 
   void read(size_t i) {
+    const Span span(options_.trace, Activity::reading, "weights", mine_[i].layer);
     std::byte* const buffer = ring_.buffer(i);
     for (const FileRange& range : mine_[i].ranges) {
       const std::span bytes(buffer + (range.at - mine_[i].begin), range.end - range.begin);
@@ -133,6 +137,7 @@ class DeviceStream : public WeightStream {
 
   /// Queues all that brings a layer, into the memory of the one before the current; returns when it is queued.
   void bring(int64_t layer) {
+    const Span span(options_.trace, Activity::copying, "queue copies and broadcasts", layer);
     const auto used = link_.record(Stream::compute);  // what still computes with that memory
     link_.wait(Stream::copy, *used);
     link_.wait(Stream::exchange, *used);
@@ -143,7 +148,10 @@ class DeviceStream : public WeightStream {
     for (uint64_t begin = 0; begin < plan_.layout[l].bytes; begin += options_.piece) {
       const uint64_t bytes = std::min(options_.piece, plan_.layout[l].bytes - begin);
       if (owner == ranks_.rank()) {
-        reader_->wait_for(mine + 1, options_.limit);
+        {
+          const Span waiting(options_.trace, Activity::reading, "wait for the reader", layer);
+          reader_->wait_for(mine + 1, options_.limit);
+        }
         link_.wait(Stream::exchange, ring_.copy(mine, memory + begin, bytes));
         ++mine;
       }

@@ -23,7 +23,8 @@ class MappedStream : public WeightStream {
       mine_before_.push_back(mine_.size());
     }
     reader_ = std::make_unique<ReadAhead>(
-        mine_.size(), [this](size_t piece) { return room(mine_[piece].layer); }, [this](size_t piece) { read(mine_[piece]); });
+        mine_.size(), [this](size_t piece) { return room(mine_[piece].layer); }, [this](size_t piece) { read(mine_[piece]); },
+        options.trace);
   }
 
   void begin_layer(int64_t layer) override {
@@ -49,6 +50,7 @@ class MappedStream : public WeightStream {
     return layer <= current + 1 || before_[l + 1] - before_[used + 1] <= options_.read_ahead;
   }
   void read(const Piece& piece) const {
+    const Span span(options_.trace, Activity::reading, "weights", piece.layer);
     for (const FileRange& range : piece.ranges) plan_.checkpoint.read_ahead(range.file, range.begin, range.end);
   }
 

@@ -12,8 +12,8 @@ constexpr std::chrono::milliseconds between_questions{2};
 
 }  // namespace
 
-ReadAhead::ReadAhead(size_t count, std::function<bool(size_t)> room, std::function<void(size_t)> read)
-    : count_(count), room_(std::move(room)), read_(std::move(read)), thread_([this] { work(); }) {}
+ReadAhead::ReadAhead(size_t count, std::function<bool(size_t)> room, std::function<void(size_t)> read, Trace* trace)
+    : count_(count), room_(std::move(room)), read_(std::move(read)), thread_([this, trace] { work(trace); }) {}
 
 ReadAhead::~ReadAhead() {
   {
@@ -40,7 +40,8 @@ size_t ReadAhead::pieces_read() const {
   return read_so_far_;
 }
 
-void ReadAhead::work() {
+void ReadAhead::work(Trace* trace) {
+  const TraceRow row(trace, "reader");
   for (size_t piece = 0; piece < count_; ++piece) {
     try {
       while (!room_(piece)) {

@@ -11,12 +11,15 @@
 #include <string>
 #include <thread>
 
+#include "hcsmoe/trace.h"
+
 namespace hcsmoe {
 
 class ReadAhead {
  public:
-  /// room and read are called on the thread. room: whether a piece may be read now; asked again every few milliseconds.
-  ReadAhead(size_t count, std::function<bool(size_t)> room, std::function<void(size_t)> read);
+  /// room and read are called on the thread. room: whether a piece may be read now; asked again every few milliseconds. trace: where the
+  /// thread has a row.
+  ReadAhead(size_t count, std::function<bool(size_t)> room, std::function<void(size_t)> read, Trace* trace = nullptr);
   ~ReadAhead();  // ends after the piece that is being read
   ReadAhead(const ReadAhead&) = delete;
 
@@ -25,7 +28,7 @@ class ReadAhead {
   size_t pieces_read() const;
 
  private:
-  void work();
+  void work(Trace*);
   const size_t count_;
   const std::function<bool(size_t)> room_;
   const std::function<void(size_t)> read_;

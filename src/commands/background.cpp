@@ -2,7 +2,7 @@
 
 namespace hcsmoe {
 
-Background::Background(Trace* trace, size_t most_waiting) : most_waiting_(most_waiting), thread_([this, trace] { work(trace); }) {}
+Background::Background(Trace* trace, size_t most_waiting) : trace_(trace), most_waiting_(most_waiting), thread_([this] { work(); }) {}
 
 Background::~Background() {
   {
@@ -16,6 +16,7 @@ Background::~Background() {
 
 void Background::submit(std::function<void()> task) {
   std::unique_lock lock(mutex_);
+  const Span span(waiting_.size() < most_waiting_ ? nullptr : trace_, Activity::writing, "wait for the writer");
   changed_.wait(lock, [&] { return waiting_.size() < most_waiting_ || error_; });
   if (error_) return;  // check() and wait() tell
   waiting_.push_back(std::move(task));
@@ -28,13 +29,14 @@ void Background::check() {
 }
 
 void Background::wait() {
+  const Span span(trace_, Activity::writing, "wait for the writer");
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return (waiting_.empty() && !busy_) || error_; });
   if (error_) std::rethrow_exception(error_);
 }
 
-void Background::work(Trace* trace) {
-  if (trace) trace->name_thread("writer");
+void Background::work() {
+  const TraceRow row(trace_, "writer");
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [&] { return end_ || (!waiting_.empty() && !error_); });

@@ -15,7 +15,7 @@ namespace hcsmoe {
 
 class Background {
  public:
-  /// trace: where its thread is named; may be null.
+  /// trace: where its thread has a row, and waits for it are noted; may be null.
   explicit Background(Trace* trace = nullptr, size_t most_waiting = 2);
   ~Background();  // drops what has not started, waits for what has
   Background(const Background&) = delete;
@@ -27,7 +27,8 @@ class Background {
   void wait();
 
  private:
-  void work(Trace*);
+  void work();
+  Trace* const trace_;
   const size_t most_waiting_;
   std::mutex mutex_;
   std::condition_variable changed_;

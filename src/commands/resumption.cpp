@@ -130,6 +130,7 @@ void Resumption::record(const LayerRecord& record) {
 
 void Resumption::wait_for_previous() {
   if (!saved_.valid()) return;
+  const Span span(job_.trace, Activity::writing, "wait for the writer");
   try {
     saved_.get();
   } catch (const std::future_error&) {  // dropped because of an error before it, which check() throws
@@ -154,7 +155,13 @@ void Resumption::after_layer(int64_t layer, const at::Tensor& hidden, const std:
   const auto copied = [](const at::Tensor& rows) {
     return rows.defined() ? rows.to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true) : at::Tensor();
   };
-  const ResidualStreams streams{first_token_, copied(hidden), copied(compressed())};
+  ResidualStreams streams{first_token_, {}, {}};
+  {
+    const at::Tensor rows = compressed();
+    const Span span(job_.trace, Activity::copying, "streams", layer);
+    streams.original = copied(hidden);
+    streams.compressed = copied(rows);
+  }
   auto done = std::make_shared<std::promise<void>>();
   saved_ = done->get_future();
   background_.submit([&job = job_, layer, streams, done] {

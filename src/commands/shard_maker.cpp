@@ -31,11 +31,15 @@ void write_shard(const Job& job, int64_t layer, const ShardOrigin& origin, const
   const Span span(job.trace, Activity::writing, "shard", layer);
   ShardWriter writer(shard_file(job.config.work, layer), layer, origin);
   tensors([&](const std::string& name, const DType& dtype, const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
+    const Span writing(job.trace, Activity::writing, "HDF5", layer);
     writer.write(name, dtype, shape, bytes);
   });
   const std::vector<std::string> names = moe_tensor_names(job.model, layer, job.model.experts);
   job.checkpoint.require_unchanged(names);
-  writer.finish();
+  {
+    const Span syncing(job.trace, Activity::writing, "to the disk", layer);
+    writer.finish();
+  }
   for (const std::string& name : names) job.checkpoint.done_with(name);
 }
 
@@ -136,8 +140,10 @@ LayerRecord ShardMaker::make(const LayerPlan& layer, const at::Tensor& sample_in
   job_.ranks.on_all([&] {
     if (mine) {
       background_.submit([&job = job_, device = compute_.device, layer, units, origin] {
-        write_shard(job, layer.layer, origin,
-                    [&](const TensorSink& sink) { merge_layer(job.checkpoint, job.model, layer, sink, units, device); });
+        write_shard(job, layer.layer, origin, [&](const TensorSink& sink) {
+          const Span span(job.trace, Activity::computing, "merge", layer.layer);
+          merge_layer(job.checkpoint, job.model, layer, sink, units, device);
+        });
       });
     }
     background_.check();
@@ -180,10 +186,13 @@ LayerRecord ShardMaker::make_best(const std::vector<LayerPlan>& candidates, cons
 }
 
 BlockTokens ShardMaker::tokens_of(int64_t layer, const LayerPass& pass) {
-  if (recipe_.propagate == Propagate::original)
+  if (recipe_.propagate == Propagate::original) {
+    const Span span(job_.trace, Activity::copying, "tokens of the block", layer);
     return {pass.layers.block_input().cpu(), pass.layers.routed_output().cpu(), pass.share.groups};
+  }
   while (compressed_->next_layer() < layer) compressed_->run_layer();  // dense layers
   compressed_->begin_layer();
+  const Span span(job_.trace, Activity::copying, "tokens of the block", layer);
   // What the routed experts must add for the two residual streams to meet after this layer.
   return {compressed_->block_input().cpu(), pass.layers.hidden().sub(compressed_->hidden()).cpu(), pass.share.groups};
 }

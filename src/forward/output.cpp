@@ -40,6 +40,7 @@ void for_each_logits(const std::vector<const FinalRows*>& models, const Compute&
                      const std::function<void(const LogitsBlock&)>& visit) {
   const int64_t N = models.front()->count, V = models.front()->model->vocabulary, block_size = compute.row_block;
   const size_t M = models.size();
+  const Span span(compute.trace, Activity::computing, "logits");
   for (const FinalRows* model : models) {
     if (model->count != N || model->model->vocabulary != V) throw Error("logits of models with other rows or another vocabulary");
   }

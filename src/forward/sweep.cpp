@@ -78,6 +78,7 @@ std::unique_ptr<WeightStream> layer_weights(const Checkpoint& checkpoint, const 
   options.read_ahead = compute.read_ahead;
   options.first_layer = first_layer;
   options.limit = ranks.wait_limit();
+  options.trace = compute.trace;
   return stream_weights(checkpoint, names_of_layers(model), ranks, options);
 }
 

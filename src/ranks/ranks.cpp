@@ -74,6 +74,7 @@ Ranks::~Ranks() {
 }
 
 void Ranks::arrive() const {
+  const Span span(trace_, Activity::reducing, "wait for the other ranks");
   constexpr int spins = 200;
   constexpr std::chrono::microseconds shortest(20), longest(1000);
   MPI_Request request = MPI_REQUEST_NULL;
@@ -99,6 +100,7 @@ void Ranks::arrive() const {
 
 void Ranks::all_reduce_sum(std::span<int64_t> values) const {
   if (size_ == 1) return;
+  const Span span(trace_, Activity::reducing, "sum over ranks");
   arrive();
   in_pieces(values.size(), piece_values, [&](size_t begin, int count) {
     check(MPI_Allreduce(MPI_IN_PLACE, values.data() + begin, count, MPI_INT64_T, MPI_SUM, comm_), "MPI_Allreduce");
@@ -107,6 +109,7 @@ void Ranks::all_reduce_sum(std::span<int64_t> values) const {
 
 void Ranks::reduce_sum(std::span<int64_t> values, int root) const {
   if (size_ == 1) return;
+  const Span span(trace_, Activity::reducing, "sum over ranks");
   arrive();
   in_pieces(values.size(), piece_values, [&](size_t begin, int count) {
     int64_t* piece = values.data() + begin;
@@ -125,6 +128,7 @@ int64_t Ranks::all_reduce_max(int64_t value) const {
 
 void Ranks::broadcast(std::string& bytes, int root) const {
   if (size_ == 1) return;
+  const Span span(trace_, Activity::reducing, "broadcast");
   arrive();
   uint64_t length = bytes.size();
   check(MPI_Bcast(&length, 1, MPI_UINT64_T, root, comm_), "MPI_Bcast");
@@ -139,6 +143,7 @@ void Ranks::broadcast_bytes(std::span<std::byte> bytes, int root) const {
 
 std::vector<std::string> Ranks::gather(const std::string& bytes, int root) const {
   if (size_ == 1) return {bytes};
+  const Span span(trace_, Activity::reducing, "gather");
   arrive();
   const uint64_t length = bytes.size();
   std::vector<uint64_t> lengths(rank_ == root ? static_cast<size_t>(size_) : 0);

@@ -54,6 +54,7 @@ void Ranks::all_reduce_sums(std::span<const at::Tensor> tensors) const {
     }
   }
   if (there.empty()) return;
+  const Span span(trace_, Activity::reducing, "sum over ranks");
   on_device(*device_, "a sum over all ranks", wait_limit_, [&] {
     device_->group_begin();
     for (const at::Tensor& tensor : there) device_->all_reduce_sum(values_of(tensor), static_cast<size_t>(tensor.numel()));
@@ -68,6 +69,7 @@ void Ranks::reduce_sum(const at::Tensor& tensor, int root) const {
   if (!device_ || !device_->holds(tensor.const_data_ptr())) {
     return in_host_memory(tensor, [&](const at::Tensor& host) { reduce_sum(std::span(values_of(host), count), root); });
   }
+  const Span span(trace_, Activity::reducing, "sum over ranks");
   on_device(*device_, "a sum over all ranks", wait_limit_, [&] { device_->reduce_sum(values_of(tensor), count, root); });
 }
 
@@ -81,6 +83,7 @@ void Ranks::broadcast(const at::Tensor& tensor, int root) const {
       broadcast_bytes({static_cast<std::byte*>(host.mutable_data_ptr()), host.nbytes()}, root);
     });
   }
+  const Span span(trace_, Activity::reducing, "broadcast");
   on_device(*device_, "a tensor of rank " + std::to_string(root), wait_limit_, [&] { device_->broadcast(bytes, tensor.nbytes(), root); });
 }
 

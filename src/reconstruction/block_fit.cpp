@@ -102,6 +102,7 @@ void BlockFit::set_unit() {
 }
 
 void BlockFit::set_residual() {
+  const Span span(ranks_.trace(), Activity::reconstructing, "residual");
   residual_ = tokens_.target.clone();
   for (size_t k = 0; k < experts.size(); ++k) {
     const Units& units = units_of_.of(experts[k], routing_.of_expert[k]);
@@ -110,6 +111,7 @@ void BlockFit::set_residual() {
 }
 
 double BlockFit::held_out_error(const Routing& routing) {
+  const Span span(ranks_.trace(), Activity::reconstructing, "held-out error");
   at::Tensor rest = gathered(tokens_.target, held_rows_, rest_buffer_);  // [held-out tokens, D]
   std::vector<Routing::Entry> entries;
   std::vector<int32_t> places;
@@ -134,6 +136,7 @@ double BlockFit::held_out_error(const at::Tensor& rest) const {
 }
 
 void BlockFit::fit_expert(size_t k, bool gate_and_up) {
+  const Span span(ranks_.trace(), Activity::reconstructing, "expert");
   const std::vector<Routing::Entry>& entries = routing_.of_expert[k];
   const Units* units = &units_of_.of(experts[k], entries, gate_and_up);
   std::vector<int64_t> counts{units->training, units->count() - units->training};

@@ -110,6 +110,7 @@ at::Tensor precondition(const std::vector<at::Tensor>& by, const at::Tensor& b, 
 }  // namespace
 
 at::Tensor gauss_newton_step(const GaussNewtonTask& task, StepBuffers& buffers, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "Gauss-Newton step");
   const int64_t F = task.down.size(1), D = task.down.size(0);
   const at::Tensor down_transposed = task.down.t().contiguous();  // [F, D]
   const std::vector<at::Tensor> by = preconditioner(task, down_transposed, buffers, ranks);

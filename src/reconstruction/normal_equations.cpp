@@ -134,6 +134,7 @@ std::vector<at::Tensor> dealt(const std::vector<Damped>& matrices, const Ranks& 
 }  // namespace
 
 at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "Gram matrix");
   const int64_t I = a.size(1);
   const BoundedSums sums = summed_products(a, a, group_end, ranks, [](int64_t first) { return first; });  // on and below the diagonal
   at::Tensor result = at::empty({I, I}, at::kDouble);
@@ -145,6 +146,7 @@ at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, cons
 }
 
 at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "right-hand side");
   const BoundedSums sums = summed_products(a, b, group_end, ranks, [](int64_t) { return int64_t{0}; });
   at::Tensor result = at::empty({a.size(1), b.size(1)}, at::kFloat);
   auto* const values = data<float>(result);
@@ -156,6 +158,7 @@ at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::ve
 }
 
 std::vector<at::Tensor> cholesky_factors(const std::vector<Damped>& matrices, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "factorisation");
   return dealt(matrices, ranks, [](const at::Tensor& matrix) {
     const at::Tensor factor = factor_of(matrix);
     return factor.defined() ? factor.to(at::kFloat) : factor;
@@ -163,12 +166,14 @@ std::vector<at::Tensor> cholesky_factors(const std::vector<Damped>& matrices, co
 }
 
 at::Tensor solved(const at::Tensor& factor, const at::Tensor& right, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "solution");
   return in_panels(right.size(1), right.size(0), at::kFloat, ranks, [&](int64_t first, int64_t width) {
     return at::cholesky_solve(right.narrow(1, first, width).contiguous(), factor).t().contiguous();
   });
 }
 
 std::vector<at::Tensor> inverses(const std::vector<Damped>& matrices, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "inverses");
   return dealt(matrices, ranks, [](const at::Tensor& matrix) {
     const at::Tensor factor = factor_of(matrix.to(at::kFloat));
     return factor.defined() ? at::cholesky_inverse(factor) : factor;

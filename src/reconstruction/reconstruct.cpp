@@ -75,6 +75,7 @@ class Steps {
         report_(report) {}
 
   void rows_from_members() {
+    const Span span = step("router: members");
     const at::Tensor original = task_.router.to(at::kFloat).contiguous();
     const RouterTokens training(tokens_);
     const auto matched = [&](const at::Tensor& rows) {
@@ -87,6 +88,7 @@ class Steps {
     try_rows("router: cross entropy to the members", rows, matched(rows));
   }
   void rows_from_output_error(int64_t most_tokens) {
+    const Span span = step("router: output error of the block");
     std::vector<int64_t> all{tokens_.input.size(0)};
     ranks_.all_reduce_sum(all);
     const int64_t every = (all[0] + most_tokens - 1) / most_tokens;
@@ -94,15 +96,18 @@ class Steps {
     try_rows("router: output error", rows_by_output_error(outputs, fit.rule, fit.rows, ranks_), fit.rule.correction);
   }
   void down_projections() {
+    const Span span = step("down projections");
     fit.fit_experts(false);
     note("down projections", fit.error, true);
   }
   void experts() {
+    const Span span = step("experts");
     fit.fit_experts(true);
     note("experts", fit.error, true);
   }
   /// Of a fit on some of the tokens.
   void take(const BlockFit& early) {
+    const Span span = step("on all tokens");
     start_ = std::chrono::steady_clock::now();
     const double before = fit.error, found = fit.try_all(early);
     note("the above, on all tokens", found, found < before);
@@ -111,6 +116,7 @@ class Steps {
   BlockFit fit;
 
  private:
+  Span step(const char* name) const { return {compute_.trace, Activity::reconstructing, name, task_.plan.layer}; }
   void try_rows(const std::string& what, const at::Tensor& rows, const std::vector<float>& correction) {
     const double before = fit.error, found = fit.try_rows(rows, correction);
     note(what, found, found < before);

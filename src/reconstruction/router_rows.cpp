@@ -119,6 +119,7 @@ RouterTokens::RouterTokens(const BlockTokens& tokens) {
 
 at::Tensor rows_by_least_squares(const RouterTokens& tokens, const at::Tensor& original, const LayerPlan& plan, const RoutingRule& rule,
                                  const at::Tensor& start, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "router: least squares");
   const auto K = static_cast<int64_t>(plan.clusters.size());
   Buffer buffer, start_buffer;
   at::Tensor missing = buffer.get(tokens.input.size(0), K, at::kFloat, true);  // the target without what `start` gives
@@ -137,6 +138,7 @@ at::Tensor rows_by_least_squares(const RouterTokens& tokens, const at::Tensor& o
 
 at::Tensor rows_by_cross_entropy(const RouterTokens& tokens, const at::Tensor& original, const LayerPlan& plan, const RoutingRule& rule,
                                  const at::Tensor& start, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "router: cross entropy");
   const auto K = static_cast<int64_t>(plan.clusters.size()), n = static_cast<int64_t>(tokens.rows.size());
   const int64_t D = original.size(1);
   const std::vector<int64_t> cluster_of = clusters_of_experts(plan);
@@ -204,6 +206,7 @@ at::Tensor rows_by_cross_entropy(const RouterTokens& tokens, const at::Tensor& o
 std::vector<float> matched_biases(const RouterTokens& tokens, const at::Tensor& original, const LayerPlan& plan, const RoutingRule& rule,
                                   const RoutingRule& kept, const at::Tensor& rows, const Ranks& ranks) {
   if (kept.correction.empty()) return {};
+  const Span span(ranks.trace(), Activity::reconstructing, "router: biases");
   const size_t K = plan.clusters.size(), n = tokens.rows.size();
   const std::vector<int64_t> cluster_of = clusters_of_experts(plan);
   std::mutex mutex;

@@ -113,6 +113,7 @@ TokenGates& gates_of_thread(int64_t experts) {
 
 TokenOutputs token_outputs(const BlockTokens& tokens, int64_t every, const std::vector<ExpertWeights>& experts,
                            const std::vector<at::Tensor>& down, const Compute& compute) {
+  const Span span(compute.trace, Activity::reconstructing, "outputs of sampled tokens");
   TokenOutputs result;
   std::vector<int32_t> held;
   int64_t row = 0;
@@ -168,6 +169,7 @@ TokenOutputs token_outputs(const BlockTokens& tokens, int64_t every, const std::
 }
 
 at::Tensor rows_by_output_error(const TokenOutputs& tokens, const RoutingRule& rule, const at::Tensor& start, const Ranks& ranks) {
+  const Span span(ranks.trace(), Activity::reconstructing, "router: output error");
   const int64_t K = start.size(0), D = start.size(1), n = static_cast<int64_t>(tokens.rows.size());
   // Errors are divided by the mean |y|^2, so that what is summed is of order 1.
   std::vector<int64_t> buffer(FixedPointSums::buffer_size(1) + 2);

@@ -49,6 +49,7 @@ UnitsOfExperts::UnitsOfExperts(const at::Tensor& input, const TokenGroups& group
       thread_values_(static_cast<size_t>(compute.threads)) {}
 
 const Units& UnitsOfExperts::of(const ExpertWeights& expert, const std::vector<Routing::Entry>& entries, bool slopes) {
+  const Span span(compute_.trace, Activity::reconstructing, "expert's units");
   const int64_t D = input_.size(1), F = expert.gate.size(0);
   const auto converted = [&](const at::Tensor& stored, Buffer& buffer) {
     if (stored.scalar_type() == compute_.dtype) return stored;

@@ -26,7 +26,7 @@ std::string to_string(Activity activity) {
   return "";
 }
 
-Trace::Trace(int rank, Clock::time_point origin) : rank_(rank), origin_(origin) { name_thread("main"); }
+Trace::Trace(int rank, Clock::time_point origin) : rank_(rank), origin_(origin) { take_row("main"); }
 
 int Trace::row_of(const std::string& name) {
   const auto found = std::find(rows_.begin(), rows_.end(), name);
@@ -35,9 +35,19 @@ int Trace::row_of(const std::string& name) {
   return static_cast<int>(rows_.size()) - 1;
 }
 
-void Trace::name_thread(const std::string& name) {
+void Trace::take_row(const std::string& name) {
   const std::lock_guard lock(mutex_);
-  row_of_thread_[std::this_thread::get_id()] = row_of(name);
+  int row = row_of(name);
+  for (int number = 2; taken_.contains(row); ++number) row = row_of(name + " " + std::to_string(number));
+  taken_.insert(row);
+  row_of_thread_[std::this_thread::get_id()] = row;
+}
+
+void Trace::leave_row() {
+  const std::lock_guard lock(mutex_);
+  const auto mine = row_of_thread_.find(std::this_thread::get_id());  // another thread may get this id
+  taken_.erase(mine->second);
+  row_of_thread_.erase(mine);
 }
 
 void Trace::add(Activity activity, const char* name, int64_t layer, Clock::time_point begin, Clock::time_point end) {

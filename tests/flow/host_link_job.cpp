@@ -30,7 +30,11 @@ int main(int argc, char** argv) {
     ranks.use_device(link);
     try {
       StopRequest stop(ranks.rank(), ranks.local_processes(), 0);
-      run_command(line, read_config(line.config, line.overrides, line.command), ranks, log, nullptr, stop);
+      const auto trace = start_trace(line.trace, ranks);
+      ranks.use_trace(trace.get());
+      run_command(line, read_config(line.config, line.overrides, line.command), ranks, log, trace.get(), stop);
+      write_trace(trace.get(), line.trace, ranks);
+      ranks.use_trace(nullptr);
     } catch (const Error& error) {
       log.error(error.what());
       exit_code = static_cast<int>(error.exit_code());

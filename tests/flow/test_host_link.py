@@ -1,6 +1,8 @@
 """The whole program with its weights read into pinned buffers, copied to devices and broadcast from there, as on GPUs; the devices are memory
 of the host, so the result must be the same bytes."""
 
+import json
+
 import h5py
 import pytest
 from conftest import BUILD, ONE_A_FAMILY, job_command, job_digests, need, relative_error, run_program, write_config
@@ -48,6 +50,25 @@ def test_blocks_on_compressed_layers(golden, tmp_path):
         assert result.returncode == 0, result.stdout + result.stderr
         digests.append(job_digests(folder / "output", folder / "output.work"))
     assert digests[0] == digests[1]
+
+
+def test_the_trace_shows_each_owner_reading(golden, tmp_path):
+    """A rank's reader reads the layers that it owns; the flow waits for what the others bring."""
+    case, ranks, file = golden(ONE_A_FAMILY[0]), 2, tmp_path / "trace.json"
+    result = run_program([*command(tmp_path, ranks, case.job(tmp_path / "output"), "collect"), "--trace", file], timeout=180)
+    assert result.returncode == 0, result.stdout + result.stderr
+    events = json.loads(file.read_text())["traceEvents"]
+    names = {(event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    spans = [event | {"thread": names[event["pid"], event["tid"]]} for event in events if event["ph"] == "X"]
+    layers = {span["args"]["layer"] for span in spans if span["name"] == "wait for the weights"}
+    for rank in range(ranks):
+        of_rank = [span for span in spans if span["pid"] == rank]
+        assert {(span["thread"], span["args"]["layer"]) for span in of_rank if span["name"] == "weights"} == {
+            ("reader", layer) for layer in layers if layer % ranks == rank
+        }
+        waits = [span for span in of_rank if span["name"] == "wait for copies and broadcasts"]
+        assert {span["args"]["layer"] for span in waits} == layers and {span["cat"] for span in waits} == {"copying"}
+        assert {span["thread"] for span in waits} == {"main"}
 
 
 def test_a_failing_link_ends_the_job(golden, tmp_path):

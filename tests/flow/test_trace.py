@@ -69,7 +69,7 @@ def test_every_activity_of_every_rank(traced):
     for rank in (0, 1):
         assert {span["cat"] for span in spans if span["pid"] == rank} == ACTIVITIES
     names = thread_names(file)
-    assert {name for (rank, _), name in names.items() if rank == 1} >= {"main", "writer"}
+    assert {name for (rank, _), name in names.items() if rank == 1} >= {"main", "writer", "reader"}
     assert {(span["pid"], span["tid"]) for span in spans} <= set(names)
 
 
@@ -106,6 +106,74 @@ def test_writing_goes_on_beside_the_sweep(traced):
         assert {span["args"]["layer"] for span in written if span["name"] == "shard"} == {rank, rank + 2}
         last = max(map(end, main))
         assert any(span["ts"] < last and span["ts"] < end(other) and other["ts"] < end(span) for span in written for other in main)
+
+
+def test_the_reading_thread_has_a_row(traced):
+    """Every layer is read there, and before the flow has waited for it."""
+    file, _, _ = traced
+    names, spans = thread_names(file), spans_of(file)
+    for rank in (0, 1):
+        rows = {tid: name for (pid, tid), name in names.items() if pid == rank}
+        assert len(set(rows.values())) == len(rows)
+        of_rank = [span for span in spans if span["pid"] == rank]
+        readers = [span for span in of_rank if rows[span["tid"]].startswith("reader")]
+        assert {span["cat"] for span in readers} <= {"reading"}
+        assert [span for span in of_rank if span["name"] == "weights" and rows[span["tid"]] == "main"] == []
+        read = {span["args"]["layer"]: end(span) for span in readers if rows[span["tid"]] == "reader"}
+        waited = {span["args"]["layer"]: end(span) for span in of_rank if span["name"] == "wait for the weights"}
+        assert set(waited) == {0, 1, 2, 3}
+        assert all(moment <= waited[layer] for layer, moment in read.items())
+    assert {span["args"]["layer"] for span in spans if span["name"] == "weights"} == {0, 1, 2, 3}
+
+
+def test_two_streams_of_weights_have_two_readers(tmp_path):
+    """Blocks that are fitted on what the compressed layers before them give: the model passes twice at a time."""
+    job = demo_job(tmp_path / "output", router="fitted", reconstruction="router", propagate="compressed")
+    run_job(tmp_path, 1, job, arguments=["--trace", tmp_path / "trace.json"], timeout=300)
+    file = tmp_path / "trace.json"
+    names = thread_names(file)
+    read = defaultdict(set)
+    for span in spans_of(file):
+        if span["name"] == "weights":
+            read[names[span["pid"], span["tid"]]].add(span["args"]["layer"])
+    assert read == {"reader": {0, 1, 2, 3}, "reader 2": {0, 1, 2, 3}}
+    assert_nested(spans_of(file))
+
+
+def inside(spans, outer):
+    return [span for span in spans if span["pid"] == outer["pid"] and span["tid"] == outer["tid"]
+            and outer["ts"] <= span["ts"] and end(span) <= end(outer) + 1e-3 and span is not outer]  # fmt: skip
+
+
+def test_what_reconstruction_does(traced):
+    """Its steps, and in them the work that they are made of."""
+    spans = spans_of(traced[0])
+    for rank in (0, 1):
+        of_rank = [span for span in spans if span["pid"] == rank]
+        for layer in range(4):
+            whole = [span for span in of_rank if span["name"] == "reconstruction" and span["args"]["layer"] == layer]
+            assert len(whole) == 1
+            parts = {span["name"] for span in inside(of_rank, whole[0])}
+            assert parts >= {"router: members", "down projections", "router: output error of the block", "experts"}
+        outers = {name: [span for span in of_rank if span["name"] == name] for name in ("router: members", "down projections", "experts")}
+        expected = {
+            "router: members": {"router: least squares", "router: cross entropy", "Gram matrix", "factorisation", "solution"},
+            "down projections": {"expert", "expert's units", "Gram matrix", "right-hand side", "factorisation", "solution"},
+            "experts": {"Gauss-Newton step", "inverses", "Gram matrix"},
+        }
+        for name, parts in expected.items():
+            assert {span["name"] for outer in outers[name] for span in inside(of_rank, outer)} >= parts, name
+        grams = [span for span in of_rank if span["name"] == "Gram matrix"]
+        assert all({"sum over ranks"} <= {span["name"] for span in inside(of_rank, gram)} for gram in grams[:5])
+
+
+def test_writing_in_its_parts(traced):
+    file, _, _ = traced
+    names, spans = thread_names(file), spans_of(file)
+    shards = [span for span in spans if span["name"] == "shard"]
+    assert len(shards) == 4 and {names[span["pid"], span["tid"]] for span in shards} == {"writer"}
+    for shard in shards:
+        assert {span["name"] for span in inside(spans, shard)} >= {"HDF5", "to the disk"}
 
 
 def test_clocks_of_the_ranks_agree(traced):
