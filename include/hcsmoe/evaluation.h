@@ -46,7 +46,7 @@ struct TextMeasures {
 
 /// A model on multiple-choice questions, as EleutherAI's lm-evaluation-harness measures `acc` and `acc_norm`: the choice of the highest
 /// log-likelihood given the context is the answer; for acc_norm the log-likelihoods are divided by the choices' lengths in characters. Of
-/// equals the first.
+/// equals the first. Where a question's choices have contexts of their own, the task has no acc_norm (NaN), as lm_eval's winogrande.
 struct TaskMeasures {
   std::filesystem::path file;
   std::string name;  // the file's, without .jsonl
@@ -56,9 +56,9 @@ struct TaskMeasures {
 };
 
 struct ModelMeasures {
-  std::vector<TextMeasures> texts;  // of evaluation.perplexity
-  std::vector<TaskMeasures> tasks;  // of evaluation.tasks
-  Estimate mean_accuracy, mean_normalised_accuracy;
+  std::vector<TextMeasures> texts;                   // of evaluation.perplexity
+  std::vector<TaskMeasures> tasks;                   // of evaluation.tasks
+  Estimate mean_accuracy, mean_normalised_accuracy;  // of all tasks; the latter NaN if a task has none
 };
 
 /// A checkpoint, or what a plan would make of it: then every layer is merged in memory while it runs, on every rank. All must outlive the

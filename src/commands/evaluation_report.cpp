@@ -10,7 +10,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr size_t most_models_side_by_side = 4;
+constexpr size_t widest_line = 120;  // a table that is wider goes on below itself
 
 std::string fixed(double value, int digits) {
   char text[64];
@@ -24,31 +24,47 @@ std::string text_of(const Estimate& estimate, int digits) {
   return fixed(estimate.value, digits) + (std::isnan(estimate.error) ? "" : " ± " + fixed(estimate.error, digits));
 }
 
-/// accuracy and normalised accuracy: "0.836 / 0.829 ± 0.009"
-std::string text_of(const Estimate& accuracy, const Estimate& normalised) {
-  return fixed(accuracy.value, 3) + " / " + text_of(normalised, 3);
-}
-
 size_t width_of(const std::string& text) {
   return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
-/// Rows of cells as lines: the first column to the left, the others to the right.
-std::vector<std::string> aligned(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> width(rows.front().size());
-  for (const auto& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], width_of(row[c]));
+struct Column {
+  std::string head;
+  std::vector<std::string> cells;  // of each model
+};
+
+std::string padding(size_t width, const std::string& text) { return std::string(width - std::min(width, width_of(text)), ' '); }
+
+/// A row a model: its name to the left, columns to the right. Columns for which a line has no room follow below, with the names again.
+void append_table(std::vector<std::string>& lines, const std::vector<MeasuredModel>& models, const std::vector<Column>& columns) {
+  size_t name_width = 0;
+  for (const MeasuredModel& model : models) name_width = std::max(name_width, width_of(model.name));
+  std::vector<std::string> block;
+  const auto end_block = [&] {
+    lines.insert(lines.end(), block.begin(), block.end());
+    block.assign(1, std::string(name_width, ' '));
+    for (const MeasuredModel& model : models) block.push_back(model.name + padding(name_width, model.name));
+  };
+  end_block();
+  for (const Column& column : columns) {
+    size_t width = width_of(column.head);
+    for (const std::string& cell : column.cells) width = std::max(width, width_of(cell));
+    const size_t used = width_of(block.front());
+    if (used > name_width && used + 3 + width > widest_line) end_block();
+    for (size_t r = 0; r < block.size(); ++r) {
+      const std::string& cell = r == 0 ? column.head : column.cells[r - 1];
+      block[r] += "   " + padding(width, cell) + cell;
+    }
   }
-  std::vector<std::string> lines;
-  for (const auto& row : rows) {
-    std::string line = row[0] + std::string(width[0] - width_of(row[0]), ' ');
-    for (size_t c = 1; c < row.size(); ++c) line += "   " + std::string(width[c] - width_of(row[c]), ' ') + row[c];
-    lines.push_back(line);
-  }
-  return lines;
+  end_block();
 }
 
-void append(std::vector<std::string>& lines, const std::vector<std::string>& more) { lines.insert(lines.end(), more.begin(), more.end()); }
+template <typename Cell>
+Column column_of(const std::string& head, const std::vector<MeasuredModel>& models, const Cell& cell) {
+  Column column{head, {}};
+  for (const MeasuredModel& model : models) column.cells.push_back(cell(model));
+  return column;
+}
 
 std::string megabytes(uint64_t bytes) { return format_bytes(static_cast<double>(bytes)); }
 
@@ -75,43 +91,45 @@ ordered_json json_of(const TextMeasures& text) {
 std::vector<std::string> evaluation_table(const std::vector<MeasuredModel>& models) {
   std::vector<std::string> lines;
   const ModelMeasures& first = models.front().measures;
+  std::vector<Column> columns = {
+      column_of("experts", models, [](const MeasuredModel& model) { return std::to_string(model.experts); }),
+      column_of("size", models, [](const MeasuredModel& model) { return megabytes(model.bytes); }),
+  };
   for (size_t t = 0; t < first.texts.size(); ++t) {
     const TextMeasures& text = first.texts[t];
-    lines.push_back(text.file.filename().string() + ": " + std::to_string(text.windows) + " windows of " + std::to_string(text.length) +
-                    " tokens");
-    std::vector<std::vector<std::string>> rows = {{"", "experts", "size", "perplexity"}};
-    if (models.size() > 1) rows[0].insert(rows[0].end(), {"KL (nats)", "top-1 agreement"});
-    for (const MeasuredModel& model : models) {
-      const TextMeasures& measured = model.measures.texts[t];
-      rows.push_back({model.name, std::to_string(model.experts), megabytes(model.bytes), text_of(measured.perplexity, 4)});
-      if (models.size() > 1) rows.back().insert(rows.back().end(), {text_of(measured.divergence, 4), text_of(measured.agreement, 3)});
-    }
-    append(lines, aligned(rows));
+    const std::string name = text.file.filename().string();
+    lines.push_back(name + ": " + std::to_string(text.windows) + " windows of " + std::to_string(text.length) + " tokens");
+    const auto add = [&](const std::string& head, const Estimate TextMeasures::*value, int digits) {
+      columns.push_back(
+          column_of(head, models, [&](const MeasuredModel& model) { return text_of(model.measures.texts[t].*value, digits); }));
+    };
+    add(first.texts.size() > 1 ? name + ": perplexity" : "perplexity", &TextMeasures::perplexity, 4);
+    if (models.size() > 1) add("KL (nats)", &TextMeasures::divergence, 4);
+    if (models.size() > 1) add("top-1", &TextMeasures::agreement, 3);
   }
-  if (first.tasks.empty()) return lines;
-
-  lines.push_back("multiple choice: acc / acc_norm");
-  std::vector<std::vector<std::string>> rows;
-  if (models.size() <= most_models_side_by_side) {
-    rows.push_back({""});
-    for (const MeasuredModel& model : models) rows[0].push_back(model.name);
+  const auto add_tasks = [&](const Estimate TaskMeasures::*value, const Estimate ModelMeasures::*mean) {
     for (size_t t = 0; t < first.tasks.size(); ++t) {
-      rows.push_back({first.tasks[t].name + " (" + std::to_string(first.tasks[t].items) + ")"});
-      for (const MeasuredModel& model : models) {
-        rows.back().push_back(text_of(model.measures.tasks[t].accuracy, model.measures.tasks[t].normalised_accuracy));
-      }
+      if (std::isnan((first.tasks[t].*value).value)) continue;
+      columns.push_back(
+          column_of(first.tasks[t].name, models, [&](const MeasuredModel& model) { return text_of(model.measures.tasks[t].*value, 3); }));
     }
-    rows.push_back({"mean"});
-    for (const MeasuredModel& model : models) {
-      rows.back().push_back(text_of(model.measures.mean_accuracy, model.measures.mean_normalised_accuracy));
+    if (first.tasks.size() < 2 || std::isnan((first.*mean).value)) return;
+    columns.push_back(column_of("average", models, [&](const MeasuredModel& model) { return text_of(model.measures.*mean, 3); }));
+  };
+  if (!first.tasks.empty()) {
+    std::string questions = "acc of each task (questions):";
+    for (const TaskMeasures& task : first.tasks) {
+      questions += (&task == &first.tasks.front() ? " " : ", ") + task.name + " (" + std::to_string(task.items) + ")";
     }
-  } else {
-    rows.push_back({"", "mean of " + std::to_string(first.tasks.size())});
-    for (const MeasuredModel& model : models) {
-      rows.push_back({model.name, text_of(model.measures.mean_accuracy, model.measures.mean_normalised_accuracy)});
-    }
+    lines.push_back(questions);
+    add_tasks(&TaskMeasures::accuracy, &ModelMeasures::mean_accuracy);
   }
-  append(lines, aligned(rows));
+  append_table(lines, models, columns);
+  columns.clear();
+  add_tasks(&TaskMeasures::normalised_accuracy, &ModelMeasures::mean_normalised_accuracy);
+  if (columns.empty()) return lines;
+  lines.push_back("acc_norm");
+  append_table(lines, models, columns);
   return lines;
 }
 
@@ -126,14 +144,14 @@ ordered_json evaluation_json(const std::vector<MeasuredModel>& models, const std
     for (const TextMeasures& text : model.measures.texts) entry["perplexity"].push_back(json_of(text));
     entry["tasks"] = ordered_json::array();
     for (const TaskMeasures& task : model.measures.tasks) {
-      entry["tasks"].push_back({{"name", task.name},
-                                {"file", task.file.string()},
-                                {"items", task.items},
-                                {"acc", json_of(task.accuracy)},
-                                {"acc_norm", json_of(task.normalised_accuracy)}});
+      ordered_json measured = {{"name", task.name}, {"file", task.file.string()}, {"items", task.items}, {"acc", json_of(task.accuracy)}};
+      if (!std::isnan(task.normalised_accuracy.value)) measured["acc_norm"] = json_of(task.normalised_accuracy);
+      entry["tasks"].push_back(measured);
     }
-    if (!model.measures.tasks.empty()) {
-      entry["mean"] = {{"acc", json_of(model.measures.mean_accuracy)}, {"acc_norm", json_of(model.measures.mean_normalised_accuracy)}};
+    const ModelMeasures& measures = model.measures;
+    if (!measures.tasks.empty()) {
+      entry["mean"] = {{"acc", json_of(measures.mean_accuracy)}};
+      if (!std::isnan(measures.mean_normalised_accuracy.value)) entry["mean"]["acc_norm"] = json_of(measures.mean_normalised_accuracy);
     }
     json["models"].push_back(entry);
   }

@@ -18,7 +18,7 @@ struct MeasuredModel {
   ModelMeasures measures;
 };
 
-/// Lines: a table for each text, and one of the tasks.
+/// Lines: what was measured on, then a table of one row a model (size, texts, accuracy of each task, average), then one of acc_norm.
 std::vector<std::string> evaluation_table(const std::vector<MeasuredModel>&);
 /// {"format": "hcsmoe-evaluation/1", "dtype", "models": [...]}; docs/configuration.md shows it.
 nlohmann::ordered_json evaluation_json(const std::vector<MeasuredModel>&, const std::string& dtype);

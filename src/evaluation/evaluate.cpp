@@ -156,6 +156,7 @@ TextMeasures text_measures(const TextWindows& text, const std::vector<double>& a
 TaskMeasures task_measures(const Task& task, const std::vector<double>& answers) {
   TaskMeasures result{task.file, task.name, static_cast<int64_t>(task.questions.size()), {}, {}, {}};
   int64_t right = 0, normalised_right = 0;
+  bool has_normalised = true;
   for (size_t q = 0; q < task.questions.size(); ++q) {
     const Question& question = task.questions[q];
     std::vector<double> values, normalised;
@@ -163,12 +164,13 @@ TaskMeasures task_measures(const Task& task, const std::vector<double>& answers)
       values.push_back(answers[task.answers[q][c]]);
       normalised.push_back(values.back() / static_cast<double>(characters(question.choices[c])));
     }
+    has_normalised = has_normalised && !question.several_contexts;
     right += std::max_element(values.begin(), values.end()) - values.begin() == question.answer;
     normalised_right += std::max_element(normalised.begin(), normalised.end()) - normalised.begin() == question.answer;
     result.log_likelihoods.push_back(std::move(values));
   }
   result.accuracy = share_of_right(right, result.items);
-  result.normalised_accuracy = share_of_right(normalised_right, result.items);
+  if (has_normalised) result.normalised_accuracy = share_of_right(normalised_right, result.items);
   return result;
 }
 

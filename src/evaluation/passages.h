@@ -47,6 +47,7 @@ struct Question {
   std::string delimiter;
   std::vector<std::string> contexts;  // of each choice; all equal, unless the line has "contexts"
   std::vector<std::string> choices;
+  bool several_contexts = false;
   int64_t answer = 0;
   std::string place;  // "FILE, line 7"
 };

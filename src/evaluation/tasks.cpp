@@ -35,8 +35,8 @@ Question read_question(const std::string& bytes, const std::string& place) {
   Question question;
   question.place = place;
   if (line.contains("context") && line.contains("contexts")) throw UserError(place + ": has \"context\" and \"contexts\"", example);
-  const bool several = line.contains("contexts");
-  const std::string context = several ? "" : text_of(field(line, "context", place), "\"context\"", place);
+  question.several_contexts = line.contains("contexts");
+  const std::string context = question.several_contexts ? "" : text_of(field(line, "context", place), "\"context\"", place);
   if (line.contains("delimiter")) question.delimiter = text_of(line["delimiter"], "\"delimiter\"", place);
   const Json& choices = field(line, "choices", place);
   if (!choices.is_array() || choices.size() < 2) {
@@ -49,7 +49,7 @@ Question read_question(const std::string& bytes, const std::string& place) {
     if (question.choices.back().empty()) throw UserError(place + ": " + what + " is empty: it has no likelihood");
   }
   question.contexts.assign(question.choices.size(), context);
-  if (several) {
+  if (question.several_contexts) {
     const Json& contexts = line["contexts"];
     if (!contexts.is_array() || contexts.size() != choices.size()) {
       throw UserError(place + ": \"contexts\" must be a list of one string for each of the " + std::to_string(choices.size()) + " choices");

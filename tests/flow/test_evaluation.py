@@ -130,27 +130,60 @@ def test_log_likelihoods_of_choices(golden, tmp_path, name):
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("name", TWO_MODELS)
-def test_log_likelihoods_equal_lm_evaluation_harness(golden, tmp_path, name):
-    """Where lm_eval is installed (it is no requirement of the tests: it brings a hundred packages)."""
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
+def test_questions_whose_choices_have_contexts(golden, tmp_path):
+    """They have no acc_norm, and then the mean has none; tests/clients/test_lm_eval.py holds them against lm_eval."""
+    case = golden(TWO_MODELS[1])
+    several = [{"contexts": [question["context"] + choice for choice in question["choices"]], "choices": [" end"] * len(question["choices"])} | {"answer": 0}
+               for question in QUESTIONS[:3]]  # fmt: skip
+    single = [{"context": context, "choices": [" end", " no"], "answer": 0} for question in several for context in question["contexts"]]
+    files = [task_file(tmp_path, several, "gaps"), task_file(tmp_path, single, "single"), task_file(tmp_path)]
+    found = evaluate(tmp_path, case.model, tasks=[str(file) for file in files])
+    gaps, plain, quiz = found["models"][0]["tasks"]
+    assert "acc_norm" not in gaps and "acc_norm" in plain and "acc_norm" in quiz
+    assert list(found["models"][0]["mean"]) == ["acc"]
+    values = items(tmp_path, "model")
+    assert [value for question in values["gaps"] for value in question] == [first for first, _ in values["single"]], "each after its own context"
+    assert gaps["acc"]["value"] == np.mean([np.argmax(question) == 0 for question in values["gaps"]])
+    _, accuracies, normalised = [block.splitlines() for block in re.split(r"\] *acc.*\n", found["said"])]
+    assert heads(accuracies) == ["experts", "size", "gaps", "single", "quiz", "average"] and heads(normalised) == ["single", "quiz"]
 
-    case = golden(name)
-    questions = [question for question in QUESTIONS if question["context"].strip() or not question["context"]]  # it refuses blanks alone
-    requests, places = [], []
-    for q, question in enumerate(questions):
-        for c, choice in enumerate(question["choices"]):
-            arguments = (question["context"], question.get("delimiter", "") + choice)
-            requests.append(Instance(request_type="loglikelihood", doc=question, arguments=arguments, idx=c))
-            places.append((q, c))
-    harness = HFLM(pretrained=str(case.model), dtype="float32", device="cpu", batch_size=1)
-    evaluate(tmp_path, case.model, tasks=str(task_file(tmp_path, questions)))
-    ours = items(tmp_path, "model")["quiz"]
-    error = max(abs(ours[q][c] - value) for (q, c), (value, _) in zip(places, harness.loglikelihood(requests), strict=True))
-    print(f"{name}: log-likelihoods against lm_eval, largest error {error:.2e}")
-    assert error < 1e-3
+
+def heads(lines: list) -> list:
+    """Column heads of the first table among the lines."""
+    return next(line for line in lines if "   " in line).split("]", 1)[1].split()
+
+
+def test_the_table(golden, main_job, tmp_path):
+    """A row a model: size, every text, every task, average. What is too wide for a line goes on below."""
+    case = golden(TWO_MODELS[1])
+    output, _ = main_job(TWO_MODELS[1])
+    file, _ = text_file(tmp_path, 8)
+    tasks = [task_file(tmp_path, QUESTIONS[:5], f"a_task_of_long_name_{number}") for number in range(6)]
+    found = evaluate(tmp_path, output, reference=str(case.model), perplexity=str(file), length=64, tasks=[str(task) for task in tasks])
+    lines = [line.split("] ", 1)[1] for line in found["said"].splitlines() if line.startswith("[") and "] " in line]
+    title = next(i for i, line in enumerate(lines) if line.startswith("acc of each task (questions): a_task_of_long_name_0 (5), "))
+    assert re.fullmatch(r"text\.jsonl: \d+ windows of 64 tokens", lines[title - 1])
+    lines = lines[title + 1 :]
+    assert lines[6] == "acc_norm", "two blocks of a head and two models"
+    lines = lines[: 6 + 1 + 6]
+    assert all(len(line) <= 120 for line in lines)
+    cells = {"reference": [], "model": []}
+    columns = []
+    for head, *rows in (lines[0:3], lines[3:6], lines[7:10], lines[10:13]):
+        columns += [cell.strip() for cell in re.split(r" {2,}", head) if cell.strip()]
+        for name, row in zip(("reference", "model"), rows, strict=True):
+            first, *others = [cell.strip() for cell in re.split(r" {3,}", row)]
+            assert first == name
+            cells[name] += others
+    names = [task.stem for task in tasks]
+    assert columns == ["experts", "size", "perplexity", "KL (nats)", "top-1", *names, "average", *names, "average"]
+    for name, model in zip(cells, found["models"], strict=True):
+        (text,) = model["perplexity"]
+        show = lambda estimate: f"{estimate['value']:.3f} ± {estimate['standard_error']:.3f}"
+        compared = [f"{text['kl_divergence']['value']:.4f} ± {text['kl_divergence']['standard_error']:.4f}", show(text["top1_agreement"])] if name == "model" else ["-", "-"]
+        assert cells[name][0] == str(model["experts"]) and cells[name][2].startswith(f"{text['perplexity']:.4f} ± ")
+        assert cells[name][3:5] == compared
+        assert cells[name][5:] == [show(of[key]) for key in ("acc", "acc_norm") for of in [*model["tasks"], model["mean"]]]
 
 
 def test_the_demo_model(tmp_path):
