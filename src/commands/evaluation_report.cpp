@@ -10,7 +10,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr size_t widest_line = 120;  // a table that is wider goes on below itself
+constexpr size_t widest_line = 160;  // a table that is wider goes on below itself
 
 std::string fixed(double value, int digits) {
   char text[64];
@@ -33,30 +33,42 @@ struct Column {
   std::vector<std::string> cells;  // of each model
 };
 
-std::string padding(size_t width, const std::string& text) { return std::string(width - std::min(width, width_of(text)), ' '); }
+size_t width_of(const Column& column) {
+  size_t width = width_of(column.head);
+  for (const std::string& cell : column.cells) width = std::max(width, width_of(cell));
+  return width;
+}
 
-/// A row a model: its name to the left, columns to the right. Columns for which a line has no room follow below, with the names again.
-void append_table(std::vector<std::string>& lines, const std::vector<MeasuredModel>& models, const std::vector<Column>& columns) {
+std::string padded(const std::string& text, size_t width) { return std::string(width - width_of(text), ' ') + text; }
+
+/// A row a model: its name to the left, groups of columns to the right. What a line has no room for follows below, with the names again.
+void append_table(std::vector<std::string>& lines, const std::vector<MeasuredModel>& models,
+                  const std::vector<std::vector<Column>>& groups) {
+  const std::string gap = "   ";
+  std::vector<std::string> names = {""};
+  for (const MeasuredModel& model : models) names.push_back(model.name);
   size_t name_width = 0;
-  for (const MeasuredModel& model : models) name_width = std::max(name_width, width_of(model.name));
-  std::vector<std::string> block;
-  const auto end_block = [&] {
+  for (const std::string& name : names) name_width = std::max(name_width, width_of(name));
+  for (std::string& name : names) name.append(name_width - width_of(name), ' ');
+
+  std::vector<std::string> block = names;
+  const auto make_room = [&](size_t width) {
+    if (width_of(block.front()) == name_width || width_of(block.front()) + width <= widest_line) return;
     lines.insert(lines.end(), block.begin(), block.end());
-    block.assign(1, std::string(name_width, ' '));
-    for (const MeasuredModel& model : models) block.push_back(model.name + padding(name_width, model.name));
+    block = names;
   };
-  end_block();
-  for (const Column& column : columns) {
-    size_t width = width_of(column.head);
-    for (const std::string& cell : column.cells) width = std::max(width, width_of(cell));
-    const size_t used = width_of(block.front());
-    if (used > name_width && used + 3 + width > widest_line) end_block();
-    for (size_t r = 0; r < block.size(); ++r) {
-      const std::string& cell = r == 0 ? column.head : column.cells[r - 1];
-      block[r] += "   " + padding(width, cell) + cell;
+  for (const std::vector<Column>& group : groups) {
+    size_t together = 0;
+    for (const Column& column : group) together += gap.size() + width_of(column);
+    make_room(together);
+    for (const Column& column : group) {
+      const size_t width = width_of(column);
+      make_room(gap.size() + width);
+      block.front() += gap + padded(column.head, width);
+      for (size_t m = 0; m < models.size(); ++m) block[m + 1] += gap + padded(column.cells[m], width);
     }
   }
-  end_block();
+  lines.insert(lines.end(), block.begin(), block.end());
 }
 
 template <typename Cell>
@@ -91,30 +103,35 @@ ordered_json json_of(const TextMeasures& text) {
 std::vector<std::string> evaluation_table(const std::vector<MeasuredModel>& models) {
   std::vector<std::string> lines;
   const ModelMeasures& first = models.front().measures;
-  std::vector<Column> columns = {
+  std::vector<Column> sizes = {
       column_of("experts", models, [](const MeasuredModel& model) { return std::to_string(model.experts); }),
       column_of("size", models, [](const MeasuredModel& model) { return megabytes(model.bytes); }),
   };
+  std::vector<std::vector<Column>> groups = {std::move(sizes)};
   for (size_t t = 0; t < first.texts.size(); ++t) {
     const TextMeasures& text = first.texts[t];
     const std::string name = text.file.filename().string();
     lines.push_back(name + ": " + std::to_string(text.windows) + " windows of " + std::to_string(text.length) + " tokens");
+    if (t > 0) groups.emplace_back();
     const auto add = [&](const std::string& head, const Estimate TextMeasures::*value, int digits) {
-      columns.push_back(
+      groups.back().push_back(
           column_of(head, models, [&](const MeasuredModel& model) { return text_of(model.measures.texts[t].*value, digits); }));
     };
     add(first.texts.size() > 1 ? name + ": perplexity" : "perplexity", &TextMeasures::perplexity, 4);
     if (models.size() > 1) add("KL (nats)", &TextMeasures::divergence, 4);
     if (models.size() > 1) add("top-1", &TextMeasures::agreement, 3);
   }
-  const auto add_tasks = [&](const Estimate TaskMeasures::*value, const Estimate ModelMeasures::*mean) {
+  const auto task_columns = [&](const Estimate TaskMeasures::*value, const Estimate ModelMeasures::*mean) {
+    std::vector<Column> columns;
     for (size_t t = 0; t < first.tasks.size(); ++t) {
       if (std::isnan((first.tasks[t].*value).value)) continue;
       columns.push_back(
           column_of(first.tasks[t].name, models, [&](const MeasuredModel& model) { return text_of(model.measures.tasks[t].*value, 3); }));
     }
-    if (first.tasks.size() < 2 || std::isnan((first.*mean).value)) return;
-    columns.push_back(column_of("average", models, [&](const MeasuredModel& model) { return text_of(model.measures.*mean, 3); }));
+    if (first.tasks.size() > 1 && !std::isnan((first.*mean).value)) {
+      columns.push_back(column_of("average", models, [&](const MeasuredModel& model) { return text_of(model.measures.*mean, 3); }));
+    }
+    return columns;
   };
   if (!first.tasks.empty()) {
     std::string questions = "acc of each task (questions):";
@@ -122,14 +139,13 @@ std::vector<std::string> evaluation_table(const std::vector<MeasuredModel>& mode
       questions += (&task == &first.tasks.front() ? " " : ", ") + task.name + " (" + std::to_string(task.items) + ")";
     }
     lines.push_back(questions);
-    add_tasks(&TaskMeasures::accuracy, &ModelMeasures::mean_accuracy);
+    groups.push_back(task_columns(&TaskMeasures::accuracy, &ModelMeasures::mean_accuracy));
   }
-  append_table(lines, models, columns);
-  columns.clear();
-  add_tasks(&TaskMeasures::normalised_accuracy, &ModelMeasures::mean_normalised_accuracy);
-  if (columns.empty()) return lines;
+  append_table(lines, models, groups);
+  const auto normalised = task_columns(&TaskMeasures::normalised_accuracy, &ModelMeasures::mean_normalised_accuracy);
+  if (normalised.empty()) return lines;
   lines.push_back("acc_norm");
-  append_table(lines, models, columns);
+  append_table(lines, models, {normalised});
   return lines;
 }
 

@@ -1,6 +1,7 @@
 """Output folders in clients other than the tests' own transformers: the same logits as ours.
 
-HCSMOE_CLIENTS names their interpreters, NAME=PYTHON with blanks between; tests/clients/run.sh makes them. Without it nothing is tested here.
+HCSMOE_CLIENTS names their interpreters, NAME=PYTHON with blanks between, HCSMOE_LLAMA_CPP the folder of llama.cpp's sources; tests/clients/run.sh makes
+both. Without them nothing is tested here.
 """
 
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import DEMO_MODEL
 from conftest import NAMES, forward_logits, relative_error, run_job, run_program
 from transformers import AutoTokenizer
@@ -18,6 +20,7 @@ LOADERS = {"transformers4": "transformers_logits.py", "transformers5": "transfor
 FOUND = [client for client in LOADERS if client in CLIENTS]
 IN_TRANSFORMERS = [name for name in NAMES if not name.startswith("deepseek_") or name.startswith("deepseek_v3")]  # no class in stock transformers
 MODELS = ["demo", *IN_TRANSFORMERS]
+IN_LLAMA_CPP = ["demo"]
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +40,18 @@ def text_ids(folder: Path) -> Path:
     return folder / "ids.npy"
 
 
+def output_and_ids(golden, request, folder: Path, name: str) -> tuple:
+    if name == "demo":
+        return request.getfixturevalue("demo_job"), text_ids(folder)
+    np.save(folder / "ids.npy", golden(name).array("ids")[:2])
+    return request.getfixturevalue("main_job")(name)[0], folder / "ids.npy"
+
+
 @pytest.mark.skipif(not FOUND, reason="HCSMOE_CLIENTS names no interpreters: tests/clients/run.sh")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("client", FOUND)
 def test_the_same_logits(golden, request, tmp_path, client, name):
-    if name == "demo":
-        output, ids = request.getfixturevalue("demo_job"), text_ids(tmp_path)
-    else:
-        output, ids = request.getfixturevalue("main_job")(name)[0], tmp_path / "ids.npy"
-        np.save(ids, golden(name).array("ids")[:2])
+    output, ids = output_and_ids(golden, request, tmp_path, name)
     theirs = tmp_path / "theirs.npy"
     script = Path(__file__).with_name(LOADERS[client])
     result = run_program([CLIENTS[client], script, output, ids, theirs], timeout=300, environment={"OMP_NUM_THREADS": "1"})
@@ -54,3 +60,24 @@ def test_the_same_logits(golden, request, tmp_path, client, name):
     error = relative_error(np.load(theirs), ours)
     print(f"{name}: {result.stdout.strip()}: largest difference {error:.1e} of the largest logit")
     assert error < 1e-4
+
+
+@pytest.mark.skipif("llama_cpp" not in CLIENTS, reason="HCSMOE_CLIENTS names no llama_cpp: tests/clients/run.sh")
+@pytest.mark.parametrize("name", IN_LLAMA_CPP)
+def test_the_same_log_probabilities_in_llama_cpp(golden, request, tmp_path, name):
+    """Converted to GGUF by llama.cpp's own converter and run by its runtime, which gives log-probabilities of the next token."""
+    output, ids = output_and_ids(golden, request, tmp_path, name)
+    folder, stride = Path(__file__).parent, 16
+    run = lambda script, *arguments: run_program(
+        [CLIENTS["llama_cpp"], folder / script, *arguments], timeout=300, environment={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    )
+    converted = run("llama_cpp_gguf.py", os.environ["HCSMOE_LLAMA_CPP"], output, tmp_path / "model.gguf")
+    assert converted.returncode == 0, converted.stderr
+    result = run("llama_cpp_log_probabilities.py", tmp_path / "model.gguf", ids, stride, tmp_path / "theirs.npy")
+    assert result.returncode == 0, result.stderr
+    theirs = np.load(tmp_path / "theirs.npy")
+    ours = torch.from_numpy(forward_logits(output, ids, tmp_path, "float32")).double().log_softmax(-1).numpy()[:, stride - 1 :: stride]
+    assert theirs.shape == ours.shape
+    error = np.abs(theirs - ours).max()
+    print(f"{name}: {result.stdout.strip()}: log-probabilities down to {ours.min():.1f}, largest difference {error:.1e}")
+    assert error < 1e-3
