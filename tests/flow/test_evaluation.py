@@ -164,12 +164,12 @@ def test_the_table(golden, main_job, tmp_path):
     title = next(i for i, line in enumerate(lines) if line.startswith("acc of each task (questions): a_task_of_long_name_0 (5), "))
     assert re.fullmatch(r"text\.jsonl: \d+ windows of 64 tokens", lines[title - 1])
     lines = lines[title + 1 :]
-    assert lines[6] == "acc_norm", "two blocks of a head and two models"
-    lines = lines[: 6 + 1 + 6]
-    assert all(len(line) <= 120 for line in lines)
+    assert lines[9] == "acc_norm", "three blocks of a head and two models: text, tasks, average"
+    lines = lines[:16]
+    assert max(len(line) for line in lines) == 153, "of 160: the average, 16 more, follows below"
     cells = {"reference": [], "model": []}
     columns = []
-    for head, *rows in (lines[0:3], lines[3:6], lines[7:10], lines[10:13]):
+    for head, *rows in (lines[0:3], lines[3:6], lines[6:9], lines[10:13], lines[13:16]):
         columns += [cell.strip() for cell in re.split(r" {2,}", head) if cell.strip()]
         for name, row in zip(("reference", "model"), rows, strict=True):
             first, *others = [cell.strip() for cell in re.split(r" {3,}", row)]
@@ -180,7 +180,10 @@ def test_the_table(golden, main_job, tmp_path):
     for name, model in zip(cells, found["models"], strict=True):
         (text,) = model["perplexity"]
         show = lambda estimate: f"{estimate['value']:.3f} ± {estimate['standard_error']:.3f}"
-        compared = [f"{text['kl_divergence']['value']:.4f} ± {text['kl_divergence']['standard_error']:.4f}", show(text["top1_agreement"])] if name == "model" else ["-", "-"]
+        compared = ["-", "-"]
+        if name == "model":
+            divergence = text["kl_divergence"]
+            compared = [f"{divergence['value']:.4f} ± {divergence['standard_error']:.4f}", show(text["top1_agreement"])]
         assert cells[name][0] == str(model["experts"]) and cells[name][2].startswith(f"{text['perplexity']:.4f} ± ")
         assert cells[name][3:5] == compared
         assert cells[name][5:] == [show(of[key]) for key in ("acc", "acc_norm") for of in [*model["tasks"], model["mean"]]]
