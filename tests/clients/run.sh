@@ -35,7 +35,7 @@ environment llama_cpp torch,transformers,xllamacpp "$torch" 'transformers>=4.57,
 sources=$folder/llama_cpp_sources
 if [[ " ${clients[*]} " == *" llama_cpp="* && ! -f $sources/convert_hf_to_gguf.py ]]; then
   mkdir -p "$sources.partial"
-  if python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest "$sources.partial" llama-cpp-python; then
+  if python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python --dest "$sources.partial" llama-cpp-python; then
     tar --extract --file "$(ls "$sources.partial"/llama_cpp_python-*.tar.gz)" --directory "$sources.partial" --strip-components 3 --wildcards '*/vendor/llama.cpp/*'
     rm -rf "$sources" "$sources.partial"/llama_cpp_python-*.tar.gz
     mv "$sources.partial" "$sources"
