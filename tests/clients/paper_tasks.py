@@ -82,8 +82,10 @@ COLUMNS = {
 
 def in_memory(task, *_, **__):
     """In place of ConfigurableTask.download: each split has the questions in another order."""
-    subject = task.DATASET_PATH == "cais/mmlu" and task.DATASET_NAME
-    rows = [row | {"subject": subject, "question": f"{row['question']} ({subject})"} for row in MMLU] if subject else COLUMNS[task.DATASET_PATH, task.DATASET_NAME]
+    rows = COLUMNS.get((task.DATASET_PATH, task.DATASET_NAME))
+    if task.DATASET_PATH == "cais/mmlu":
+        rows = [row | {"subject": task.DATASET_NAME, "question": f"{row['question']} ({task.DATASET_NAME})"} for row in MMLU]
+    assert rows, f"no columns of {task.DATASET_PATH}"
     splits = {task.config.training_split, task.config.validation_split, task.config.test_split, task.config.fewshot_split} - {None}
     task.dataset = DatasetDict({split: Dataset.from_list(rows[turn:] + rows[:turn]) for turn, split in enumerate(sorted(splits))})
 

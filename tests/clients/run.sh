@@ -36,8 +36,9 @@ sources=$folder/llama_cpp_sources
 if [[ " ${clients[*]} " == *" llama_cpp="* && ! -f $sources/convert_hf_to_gguf.py ]]; then
   mkdir -p "$sources.partial"
   if python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python --dest "$sources.partial" llama-cpp-python; then
-    tar --extract --file "$(ls "$sources.partial"/llama_cpp_python-*.tar.gz)" --directory "$sources.partial" --strip-components 3 --wildcards '*/vendor/llama.cpp/*'
-    rm -rf "$sources" "$sources.partial"/llama_cpp_python-*.tar.gz
+    archive=$(ls "$sources.partial"/llama_cpp_python-*.tar.gz)
+    tar --extract --file "$archive" --directory "$sources.partial" --strip-components 3 --wildcards '*/vendor/llama.cpp/*'
+    rm -rf "$sources" "$archive"
     mv "$sources.partial" "$sources"
   else
     missing+=("llama.cpp's converter")
