@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 VOCABULARY = 1024
 
 
-def make_checkpoint(folder, D, E, F, layers, dtype, sequences, length, alike=0):
+def make_checkpoint(folder, D, E, F, layers, dtype, sequences, length, alike=0, top_k=4):
     """Writes model files and ids.npy [sequences, length] to folder. alike > 0: expert e is a copy of expert e mod alike with noise of half its
     size, so that experts that are merged have something in common."""
     generator = torch.Generator().manual_seed(0)
@@ -37,7 +37,7 @@ def make_checkpoint(folder, D, E, F, layers, dtype, sequences, length, alike=0):
     save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     config = dict(model_type="qwen2_moe", architectures=["Qwen2MoeForCausalLM"], hidden_size=D, num_hidden_layers=layers, vocab_size=V,
                   num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=F, moe_intermediate_size=F,
-                  shared_expert_intermediate_size=F, num_experts=E, num_experts_per_tok=4, hidden_act="silu")
+                  shared_expert_intermediate_size=F, num_experts=E, num_experts_per_tok=top_k, hidden_act="silu")
     json.dump(config, open(os.path.join(folder, "config.json"), "w"))
     np.save(os.path.join(folder, "ids.npy"), np.random.default_rng(0).integers(0, V, (sequences, length)).astype(np.int32))
 
