@@ -199,9 +199,9 @@ bool BlockFit::fit_gate_up(size_t k, const Units& units, const at::Tensor& rest,
 
 void BlockFit::fit_down(size_t k, const Units& units, at::Tensor& rest) {
   const int64_t D = rest.size(1);
-  const at::Tensor units_gram = gram(units.values, units.group_end, ranks_);  // [F, F]
-  const at::Tensor right =
-      cross_product(units.values, in_type(rest, units.values.scalar_type(), right_buffer_), units.group_end, ranks_);  // [F, D]
+  const at::Tensor units_gram = gram(units.values, units.group_end, step_buffers_.groups, ranks_);  // [F, F]
+  const at::Tensor right = cross_product(units.values, in_type(rest, units.values.scalar_type(), right_buffer_), units.group_end,
+                                         step_buffers_.groups, ranks_);  // [F, D]
   std::vector<Damped> matrices;
   for (const double ridge : ridges) matrices.push_back({units_gram, ridge});
   const std::vector<at::Tensor> factors = cholesky_factors(matrices, ranks_);

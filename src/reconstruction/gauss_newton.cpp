@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "forward/row_kernels.h"
-#include "reconstruction/normal_equations.h"
 #include "reconstruction/panels.h"
 #include "reconstruction/row_sums.h"
 
@@ -35,7 +34,7 @@ at::Tensor gradient_of(const GaussNewtonTask& task, const at::Tensor& down_trans
     const auto *const by = const_data<float>(slope), *const of = const_data<float>(back);
     auto* const to = data<float>(weighted);
     each_row(rows, [&](int64_t row) { multiply(of + row * F, by + row * F, F, to + row * F); });
-    halves.push_back(cross_product(in_type(weighted, type, buffers.typed), task.input, task.units.group_end, ranks));
+    halves.push_back(cross_product(in_type(weighted, type, buffers.typed), task.input, task.units.group_end, buffers.groups, ranks));
   }
   return at::cat(halves);
 }
@@ -56,7 +55,7 @@ std::vector<at::Tensor> preconditioner(const GaussNewtonTask& task, const at::Te
       std::copy_n(const_data<float>(task.units.gate_slope) + from, width, to);
       std::copy_n(const_data<float>(task.units.up_slope) + from, width, to + width);
     });
-    at::Tensor matrix = gram(in_type(slopes, type, buffers.typed), task.sample.group_end, ranks);
+    at::Tensor matrix = gram(in_type(slopes, type, buffers.typed), task.sample.group_end, buffers.groups, ranks);
     const at::Tensor some_down = down_transposed.narrow(0, first, width);
     const at::Tensor of_down = in_panels(width, width, at::kFloat, ranks, [&](int64_t row, int64_t rows) {
       at::Tensor part = at::empty({rows, width}, at::kFloat);
@@ -79,7 +78,7 @@ std::vector<at::Tensor> preconditioner(const GaussNewtonTask& task, const at::Te
   const double squares =
       sum_over_rows(n, ranks, [&](int64_t row) { return static_cast<double>(gate(row)) * static_cast<double>(gate(row)); });
   if (!(squares > 0)) return {};
-  matrices.push_back({gram(in_type(weighted, type, buffers.typed), task.sample.group_end, ranks).div(squares), damping});
+  matrices.push_back({gram(in_type(weighted, type, buffers.typed), task.sample.group_end, buffers.groups, ranks).div_(squares), damping});
   std::vector<at::Tensor> result = inverses(matrices, ranks);
   if (std::any_of(result.begin(), result.end(), [](const at::Tensor& inverse) { return !inverse.defined(); })) result.clear();
   return result;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "hcsmoe/ranks.h"
+#include "reconstruction/normal_equations.h"
 #include "reconstruction/units.h"
 
 namespace hcsmoe {
@@ -27,6 +28,7 @@ struct RowSample {
 /// What is allocated for a step, kept from expert to expert.
 struct StepBuffers {
   Buffer slopes, typed, rest, back, weighted, input, by_gate, by_up, change;
+  GroupBuffers groups;
 };
 
 /// What the step is made of, training rows first. units must have slopes.

@@ -6,15 +6,22 @@
 #include <cstdint>
 #include <vector>
 
+#include "forward/products.h"
 #include "hcsmoe/ranks.h"
 
 namespace hcsmoe {
 
+/// Copies of the rows in padded groups, and int64 sums, kept from product to product.
+struct GroupBuffers {
+  Buffer left, right;
+  std::vector<int64_t> sums;
+};
+
 // Sums of products over the rows of all ranks, the same on every rank. a [>= n, I] and b [>= n, O], both float32 or both bfloat16, hold
 // this rank's rows, n = group_end.back(); products are made group by group, so that the bits do not depend on the number of ranks.
 // Collective. Error: a value that is not finite.
-at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, const Ranks&);  // a^T a: float64 [I, I]
-at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end,
+at::Tensor gram(const at::Tensor& a, const std::vector<int64_t>& group_end, GroupBuffers&, const Ranks&);  // a^T a: float64 [I, I]
+at::Tensor cross_product(const at::Tensor& a, const at::Tensor& b, const std::vector<int64_t>& group_end, GroupBuffers&,
                          const Ranks&);  // a^T b: float32 [I, O]
 
 /// A matrix and what is added to its diagonal, as a share of the diagonal's mean.

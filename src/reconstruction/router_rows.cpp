@@ -130,8 +130,9 @@ at::Tensor rows_by_least_squares(const RouterTokens& tokens, const at::Tensor& o
       data<float>(missing)[row * K + k] = static_cast<float>(target) - const_data<float>(now)[row * K + k];
     }
   });
-  const at::Tensor right = cross_product(tokens.input, missing, tokens.group_end, ranks);  // [D, K]
-  const Damped matrix{gram(tokens.input, tokens.group_end, ranks), least_squares_ridge};   // [D, D]
+  GroupBuffers groups;
+  const at::Tensor right = cross_product(tokens.input, missing, tokens.group_end, groups, ranks);  // [D, K]
+  const Damped matrix{gram(tokens.input, tokens.group_end, groups, ranks), least_squares_ridge};   // [D, D]
   const at::Tensor factor = cholesky_factors({matrix}, ranks).front();
   return factor.defined() ? start.to(at::kDouble).add(solved(factor, right, ranks)) : start.to(at::kDouble);
 }

@@ -14,8 +14,10 @@ namespace hcsmoe {
 
 class BoundedSums {
  public:
-  /// bound: no addend and no sum over all ranks is larger in magnitude. The same on every rank.
-  BoundedSums(int64_t sums, double bound) : units_(static_cast<size_t>(sums)) {
+  /// bound: no addend and no sum over all ranks is larger in magnitude. The same on every rank. buffer: where the sums are, kept for the
+  /// next ones.
+  BoundedSums(int64_t sums, double bound, std::vector<int64_t>& buffer) : units_(buffer) {
+    buffer.assign(static_cast<size_t>(sums), 0);
     if (!std::isfinite(bound)) throw Error("a Gram matrix is not finite: the checkpoint's weights overflow, or are damaged");
     int exponent = 0;
     std::frexp(bound, &exponent);            // bound < 2^exponent
@@ -30,7 +32,7 @@ class BoundedSums {
   double value(int64_t i) const { return static_cast<double>(units_[static_cast<size_t>(i)]) * unit_; }
 
  private:
-  std::vector<int64_t> units_;
+  std::vector<int64_t>& units_;
   int shift_ = 0;
   double unit_ = 1;
 };

@@ -27,15 +27,16 @@ double processor_seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-/// Experts k and K + k, which the random checkpoint makes alike, in one cluster.
+/// Experts k and E / 2 + k, which the random checkpoint makes alike, in one cluster; the last of an odd number stays.
 LayerPlan plan_of_pairs(int64_t experts) {
   LayerPlan plan;
   plan.experts = experts;
   for (int64_t k = 0; k < experts / 2; ++k) plan.clusters.push_back({{k, experts / 2 + k}, {0.5, 0.5}, {0.5, 0.5}, k});
+  if (experts % 2 != 0) plan.clusters.push_back({{experts - 1}, {1}, {1}, experts - 1});
   return plan;
 }
 
-/// The first layer of the model. The first sequences alone warm up libraries that compile kernels when they first see a shape.
+/// The first layer of the model.
 void run(int argc, char** argv, const Ranks& ranks) {
   const int64_t count = std::atoll(argv[2]), length = std::atoll(argv[3]);
   const Checkpoint checkpoint = Checkpoint::open(argv[1]);
@@ -64,8 +65,9 @@ void run(int argc, char** argv, const Ranks& ranks) {
   const double operations = sweep.figures().block_operations;
   sweep.finish_layer(&sums);
   const double statistics = processor_seconds() - start;
-  std::printf("%s: experts' pass %.1f s (%.1f GFLOP/s), attention and shared expert %.1f s more\n", argv[4], statistics,
-              (sweep.figures().block_operations - operations) / statistics / 1e9, start - before);
+  const double pass = statistics + start - before;
+  std::printf("%s: statistics pass %.1f s, of which routed experts %.1f s (%.1f GFLOP/s)\n", argv[4], pass, statistics,
+              (sweep.figures().block_operations - operations) / statistics / 1e9);
 
   const LayerPlan plan = plan_of_pairs(model.experts);
   const BlockTokens tokens{sweep.block_input(), sweep.routed_output(), share.groups};
@@ -77,13 +79,12 @@ void run(int argc, char** argv, const Ranks& ranks) {
     reconstruct(tokens, {plan, layer_routing(checkpoint, model, 0), router, recipe}, merged_block(checkpoint, model, plan), compute, ranks,
                 report);
     const double taken = processor_seconds() - begin;
-    std::printf("rounds %lld: %.1f s, %.3f of the experts' pass, %.3f with attention and shared expert; error %.4f -> %.4f\n",
-                static_cast<long long>(recipe.rounds), taken, taken / statistics, taken / (statistics + start - before),
-                report.start_error, report.error);
+    std::printf("rounds %lld: reconstruction %.1f s, %.3f of the statistics pass (%.3f of its routed experts alone); error %.4f -> %.4f\n",
+                static_cast<long long>(recipe.rounds), taken, taken / pass, taken / statistics, report.start_error, report.error);
     double wall = 0;
     for (const ReconstructionStep& step : report.steps) wall += step.seconds;
     for (const ReconstructionStep& step : report.steps) {  // shares of the time that passed
-      std::printf("  %-40s %6.3f  error %.4f%s\n", step.what.c_str(), step.seconds / wall * taken / statistics, step.error,
+      std::printf("  %-40s %6.3f  error %.4f%s\n", step.what.c_str(), step.seconds / wall * taken / pass, step.error,
                   step.kept ? "" : " (undone)");
     }
     std::fflush(stdout);
