@@ -1,7 +1,7 @@
 """--trace: where the time of every rank goes, of real runs on the demo model."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 from checkpoints import DEMO_MODEL
@@ -84,7 +84,8 @@ def test_spans_nest_and_lie_within_the_run(traced):
 def test_spans_take_the_time_of_the_stages(traced):
     """What run.json says of the sweep and the blocks, by another clock."""
     file, run, _ = traced
-    main = [span for span in spans_of(file) if thread_names(file)[span["pid"], span["tid"]] == "main"]
+    names = thread_names(file)
+    main = [span for span in spans_of(file) if names[span["pid"], span["tid"]] == "main"]
     for rank in (0, 1):
         attention = sum(span["dur"] for span in main if span["pid"] == rank and span["name"] == "attention") / 1e6
         assert attention <= run["attention_seconds"] * 1.02 + 0.01
@@ -132,11 +133,9 @@ def test_two_streams_of_weights_have_two_readers(tmp_path):
     run_job(tmp_path, 1, job, arguments=["--trace", tmp_path / "trace.json"], timeout=300)
     file = tmp_path / "trace.json"
     names = thread_names(file)
-    read = defaultdict(set)
-    for span in spans_of(file):
-        if span["name"] == "weights":
-            read[names[span["pid"], span["tid"]]].add(span["args"]["layer"])
-    assert read == {"reader": {0, 1, 2, 3}, "reader 2": {0, 1, 2, 3}}
+    read = Counter(span["args"]["layer"] for span in spans_of(file)
+                   if span["name"] == "weights" and names[span["pid"], span["tid"]] in ("reader", "reader 2"))  # fmt: skip
+    assert read == {0: 2, 1: 2, 2: 2, 3: 2}, "one after the other may share a row"
     assert_nested(spans_of(file))
 
 
