@@ -23,13 +23,13 @@ fail() {
   exit "${2:-1}"
 }
 
-tests=0 apt=1 packages_only=0 libraries_only=0 preset=cpu build= strict=()
+tests=0 apt=1 packages_only=0 libraries_only=0 preset=cpu build='' strict=()
 while (($#)); do
   case $1 in
     --tests) tests=1 ;;
     --preset)
       (($# > 1)) || fail "--preset needs a name" 2
-      preset=$2 build= strict=()
+      preset=$2 build='' strict=()
       shift
       ;;
     --ci) preset=cpu build=build-ci strict=(-D CMAKE_COMPILE_WARNING_AS_ERROR=ON) ;;
