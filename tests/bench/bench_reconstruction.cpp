@@ -9,23 +9,17 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <string>
 
 #include "hcsmoe/forward.h"
 #include "hcsmoe/merging.h"
 #include "hcsmoe/reconstruction.h"
+#include "processor_time.h"
 #include "statistics/accumulator.h"
 
 using namespace hcsmoe;
 
 namespace {
-
-double processor_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 /// Experts k and E / 2 + k, which the random checkpoint makes alike, in one cluster; the last of an odd number stays.
 LayerPlan plan_of_pairs(int64_t experts) {

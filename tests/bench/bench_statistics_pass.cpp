@@ -12,21 +12,15 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <string>
 
 #include "hcsmoe/forward.h"
+#include "processor_time.h"
 #include "statistics/accumulator.h"
 
 using namespace hcsmoe;
 
 namespace {
-
-double processor_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 /// GFLOP/s of x w^T over about half a second.
 double product_rate(const at::Tensor& x, const at::Tensor& w) {

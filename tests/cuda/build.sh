@@ -84,6 +84,7 @@ wheels=$PWD/.deps/cuda-torch
 fetch "$wheels" --torch
 cpu=$(sed -nE 's#.* ([^ ]*)/lib/libtorch_cpu\.so.*#\1#p' <<<"$link")
 for header in "$wheels"/torch/include/{ATen,c10,torch}; do
+  [[ -d $cpu/include/${header##*/} && -d $header ]] || fail "no headers of libtorch in $cpu/include or $header"
   differing=$(diff -rq "$cpu/include/${header##*/}" "$header" | grep -v '^Only in' || true)
   [[ -z $differing ]] || fail "the libtorch of $build has other headers than the one with CUDA, so its objects do not fit: $(head -n 1 <<<"$differing")"
 done
